@@ -1,0 +1,7 @@
+#include "kvrazor/version.h"
+
+namespace kvrazor {
+
+const char* Version() { return KVRAZOR_VERSION; }
+
+}  // namespace kvrazor

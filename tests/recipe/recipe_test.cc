@@ -1,0 +1,93 @@
+#include "kvrazor/recipe.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <set>
+
+#include "kvrazor/error.h"
+
+namespace kvrazor {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string ErrorOf(const std::string& text) {
+  try {
+    ParseRecipe(text);
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return "";
+}
+
+TEST(RecipeTest, EveryMethodIsValidAndPrintsAsItsName) {
+  std::set<std::string> names;
+  for (const Method& m : Methods()) {
+    EXPECT_EQ(m.name, m.recipe.name);
+    EXPECT_TRUE(names.insert(m.name).second) << m.name;
+    EXPECT_NO_THROW(Validate(m.recipe)) << m.name;
+    EXPECT_EQ(ToText(m.recipe), m.name);
+    EXPECT_EQ(ParseRecipe(m.name), m.recipe);
+    EXPECT_FALSE(m.summary.empty() || m.source.empty() || m.known_limits.empty()) << m.name;
+  }
+}
+
+TEST(RecipeTest, OptionsReachTheirFields) {
+  const Recipe r = ParseRecipe("oscar:k4g64,v2g128,residual=256,sinks=4");
+  EXPECT_EQ(r.k.bits, 4);
+  EXPECT_EQ(r.k.group_size, 64);
+  EXPECT_EQ(r.v.bits, 2);
+  EXPECT_EQ(r.v.group_size, 128);
+  EXPECT_EQ(r.residual_tokens, 256);
+  EXPECT_EQ(r.sink_tokens, 4);
+  EXPECT_TRUE(r.k.rotate);
+}
+
+TEST(RecipeTest, TextRoundTrips) {
+  for (const char* text : {"oscar", "oscar:k4", "oscar:k2g64,v2g128,residual=256,sinks=4", "razor-2:sinks=0", "kivi:v4g64",
+                           "razor-2;0-1=f16", "razor-2:k4;0=f16;3-29=oscar:k4g128"}) {
+    const Recipe r = ParseRecipe(text);
+    EXPECT_EQ(ToText(r), text);
+    EXPECT_EQ(ParseRecipe(ToText(r)), r);
+  }
+  EXPECT_EQ(ToText(ParseRecipe(" oscar : k2g32 , v2g32,residual=128 ")), "oscar") << "defaults are left out";
+}
+
+TEST(RecipeTest, OverridesApplyToTheirLayersOnly) {
+  const Recipe r = ParseRecipe("razor-2:residual=256;0-1=f16;5=oscar");
+  EXPECT_TRUE(r.ForLayer(0).is_f16());
+  EXPECT_TRUE(r.ForLayer(1).is_f16());
+  EXPECT_EQ(r.ForLayer(2).name, "razor-2");
+  EXPECT_EQ(r.ForLayer(5).k.codec, Codec::kAffine);
+  EXPECT_EQ(r.ForLayer(5).residual_tokens, 256) << "the window is one for all layers";
+  EXPECT_EQ(r.ForLayer(6).k.codec, Codec::kRazorKey);
+}
+
+TEST(RecipeTest, ErrorsSayWhatIsPossible) {
+  EXPECT_THAT(ErrorOf("oskar"), HasSubstr("there are f16, kivi, oscar, razor-2"));
+  EXPECT_THAT(ErrorOf(""), HasSubstr("name is missing"));
+  EXPECT_THAT(ErrorOf("oscar:k3"), HasSubstr("2 and 4 are possible"));
+  EXPECT_THAT(ErrorOf("oscar:k2g48"), HasSubstr("32, 64 and 128"));
+  EXPECT_THAT(ErrorOf("razor-2:k2g32"), HasSubstr("leave the group out"));
+  EXPECT_THAT(ErrorOf("oscar:residual=100"), HasSubstr("multiple of 128"));
+  EXPECT_THAT(ErrorOf("oscar:residual=0"), HasSubstr("multiple of 128"));
+  EXPECT_THAT(ErrorOf("oscar:sinks=129"), HasSubstr("0 to 128"));
+  EXPECT_THAT(ErrorOf("f16:k2"), HasSubstr("choose a method that quantizes"));
+  EXPECT_THAT(ErrorOf("oscar:x=1"), HasSubstr("options are"));
+  EXPECT_THAT(ErrorOf("oscar;1=f16;0=f16"), HasSubstr("ascending"));
+  EXPECT_THAT(ErrorOf("oscar;0-1"), HasSubstr("FIRST-LAST=METHOD"));
+  EXPECT_THAT(ErrorOf("oscar;0=f16:residual=256"), HasSubstr("one for all layers"));
+}
+
+TEST(RecipeTest, MalformedTextIsAlwaysAnError) {
+  for (const char* text : {":", "oscar:", "oscar:,", "oscar:k", "oscar:k2g", "oscar:k2x", "oscar:k-2", "oscar:sinks=", "oscar:sinks=1x",
+                           "oscar:k99999999999", "oscar;=f16", "oscar;0-=f16", "oscar;a-b=f16", "oscar:k2,", "oscar;0=f16;1=oscar;0=f16",
+                           "oscar;0=", "oscar;-1=f16", "oscar;0-1=f16;1-2=f16"}) {
+    EXPECT_THROW(ParseRecipe(text), Error) << text;
+  }
+  EXPECT_THROW(ParseRecipe(std::string(5000, 'a')), Error);
+}
+
+}  // namespace
+}  // namespace kvrazor
