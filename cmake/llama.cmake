@@ -1,12 +1,32 @@
 # llama.cpp as a part of this build: only the targets that our programs link are ever compiled (EXCLUDE_FROM_ALL).
 # KVRAZOR_LLAMA_SOURCE_DIR takes any llama.cpp checkout; by default it is the one tools/bootstrap unpacks.
-set(KVRAZOR_LLAMA_SOURCE_DIR "${CMAKE_SOURCE_DIR}/build/_deps/llama.cpp" CACHE PATH "llama.cpp source tree")
+# llama.cpp's configuration messages are not shown (it warns about a missing git repository); --log-level=STATUS shows them.
+include_guard(GLOBAL)
+
+set(KVRAZOR_LLAMA_SOURCE_DIR "${PROJECT_SOURCE_DIR}/build/_deps/llama.cpp" CACHE PATH "llama.cpp source tree")
+set(KVRAZOR_GGML_VERSION_TESTED 0.25.3)
 
 if(NOT EXISTS "${KVRAZOR_LLAMA_SOURCE_DIR}/include/llama.h")
   message(FATAL_ERROR
     "kvrazor: no llama.cpp in '${KVRAZOR_LLAMA_SOURCE_DIR}'.\n"
     "Run tools/bootstrap (it fetches the pinned sources), give -DKVRAZOR_LLAMA_SOURCE_DIR=<checkout>, "
     "or build the core library alone with -DKVRAZOR_LLAMA=OFF.")
+endif()
+
+file(READ "${KVRAZOR_LLAMA_SOURCE_DIR}/ggml/CMakeLists.txt" ggml_cmake)
+set(ggml_version "")
+foreach(part MAJOR MINOR PATCH)
+  if(ggml_cmake MATCHES "set\\(GGML_VERSION_${part} ([0-9]+)\\)")
+    list(APPEND ggml_version "${CMAKE_MATCH_1}")
+  endif()
+endforeach()
+list(JOIN ggml_version "." ggml_version)
+if(ggml_version VERSION_EQUAL KVRAZOR_GGML_VERSION_TESTED)
+  message(STATUS "llama.cpp: ${KVRAZOR_LLAMA_SOURCE_DIR} (ggml ${ggml_version})")
+else()
+  message(WARNING
+    "kvrazor: '${KVRAZOR_LLAMA_SOURCE_DIR}' holds ggml '${ggml_version}'; tested is ${KVRAZOR_GGML_VERSION_TESTED} "
+    "(tools/bootstrap). The plug-in checks the host at start and leaves it untouched where it does not fit.")
 endif()
 
 set(LLAMA_BUILD_COMMON ON CACHE INTERNAL "")
@@ -20,4 +40,19 @@ set(LLAMA_OPENSSL OFF CACHE INTERNAL "")          # models are local files
 set(BUILD_SHARED_LIBS ON CACHE INTERNAL "")       # a plug-in reaches ggml's registry only through shared libraries
 set(GGML_CCACHE OFF CACHE INTERNAL "")            # the compiler launcher is set at the top level
 
-add_subdirectory("${KVRAZOR_LLAMA_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+# Unpacked sources have no history of their own: keep git from reporting this repository's commit as llama.cpp's, which
+# would also recompile a part of it after every commit here.
+function(kvrazor_add_llama)
+  if(NOT EXISTS "${KVRAZOR_LLAMA_SOURCE_DIR}/.git")
+    set(LLAMA_BUILD_NUMBER 0)
+    set(LLAMA_BUILD_COMMIT "ggml-${ggml_version}")
+    set(GIT_EXECUTABLE "${CMAKE_COMMAND}" "-E" "false")
+  endif()
+  set(CMAKE_MESSAGE_LOG_LEVEL ERROR)
+  add_subdirectory("${KVRAZOR_LLAMA_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)
+endfunction()
+get_filename_component(llama_parent "${KVRAZOR_LLAMA_SOURCE_DIR}" DIRECTORY)
+set(ceiling "$ENV{GIT_CEILING_DIRECTORIES}")
+set(ENV{GIT_CEILING_DIRECTORIES} "${llama_parent}")
+kvrazor_add_llama()
+set(ENV{GIT_CEILING_DIRECTORIES} "${ceiling}")

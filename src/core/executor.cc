@@ -143,7 +143,8 @@ class ThreadPool final : public Executor {
   bool Enter() {
     uint32_t gate = gate_.load(std::memory_order_relaxed);
     while (gate & kOpen) {
-      if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed)) return true;
+      if (gate_.compare_exchange_weak(gate, gate + 1, std::memory_order_acquire, std::memory_order_relaxed))
+        return true;
     }
     return false;
   }

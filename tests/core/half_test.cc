@@ -36,7 +36,8 @@ f16_bits NearestHalf(float x) {
     return m;
   }();
   const double magnitude = std::abs(static_cast<double>(x));
-  const auto first_above = std::lower_bound(midpoints.begin(), midpoints.end(), magnitude);  // first midpoint >= magnitude
+  const auto first_above =
+      std::lower_bound(midpoints.begin(), midpoints.end(), magnitude);  // first midpoint >= magnitude
   int pattern = static_cast<int>(first_above - midpoints.begin());
   const bool tie = first_above != midpoints.end() && *first_above == magnitude;
   if (tie && pattern % 2 == 1) ++pattern;
@@ -94,7 +95,8 @@ TEST(Half, RoundsRandomFloatsOfEveryExponent) {
 
 TEST(Half, RoundsRandomFloatsOfHalfsOwnRange) {
   std::mt19937 random(2);
-  std::uniform_int_distribution<uint32_t> exponent(127 - 26, 127 + 16);  // below the smallest subnormal to above infinity
+  std::uniform_int_distribution<uint32_t> exponent(127 - 26,
+                                                   127 + 16);  // below the smallest subnormal to above infinity
   for (int i = 0; i < 2'000'000; ++i) {
     const uint32_t bits = static_cast<uint32_t>(random());
     const auto x = std::bit_cast<float>((bits & 0x807fffffu) | exponent(random) << 23);
@@ -111,7 +113,7 @@ TEST(Half, EdgesOfTheRange) {
   EXPECT_EQ(F16FromF32(std::nextafter(65520.0f, 0.0f)), 0x7bff);
   EXPECT_EQ(F16FromF32(65520.0f), kInfinity);  // halfway to 65536, which is even
   EXPECT_EQ(F16FromF32(std::numeric_limits<float>::max()), kInfinity);
-  EXPECT_EQ(F16FromF32(0x1p-25f), 0);          // halfway between 0 and the smallest subnormal
+  EXPECT_EQ(F16FromF32(0x1p-25f), 0);  // halfway between 0 and the smallest subnormal
   EXPECT_EQ(F16FromF32(std::nextafter(0x1p-25f, 1.0f)), 1);
   EXPECT_EQ(F16FromF32(std::numeric_limits<float>::denorm_min()), 0);
 }

@@ -1,0 +1,74 @@
+# Everything from a fresh clone in one command; each can be repeated and then only does what is left to do.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+SHELL := /bin/bash
+
+JOBS ?= $(shell nproc)
+MODEL ?= build/_deps/models/SmolLM2-135M-Instruct.Q4_1.gguf
+TEXT ?= build/demo/text.txt
+DEMO_OUT ?= build/demo
+# A long text that every Debian machine has; elsewhere this project's own documents.
+TEXT_PARTS := $(wildcard /usr/share/common-licenses/GPL-3 /usr/share/common-licenses/GFDL-1.3)
+ifneq ($(words $(TEXT_PARTS)),2)
+TEXT_PARTS := README.md CONTRIBUTING.md $(sort $(wildcard docs/*.md)) LICENSE
+endif
+
+CTEST := ctest --no-tests=error -j $(JOBS)
+CXX_FILES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cc' '*.c')
+
+.PHONY: help demo test test-asan test-tsan test-release build bench format check clean distclean bootstrap
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: bootstrap build/release/build.ninja build/demo/text.txt ## a real model reads a long text with every cache; table here, report in build/demo
+	cmake --build build/release --target kvrazor_cli -j $(JOBS)
+	build/release/bin/kvrazor compare -m "$(MODEL)" -f "$(TEXT)" --require --out "$(DEMO_OUT)"
+
+test: bootstrap build test-asan test-tsan test-release ## everything: builds, tests, the core library under sanitizers, style
+
+test-release: build ## the tests of the optimized build alone
+	$(CTEST) --preset release
+
+test-asan: build/asan/build.ninja ## core library under AddressSanitizer and UndefinedBehaviorSanitizer
+	cmake --build build/asan -j $(JOBS)
+	$(CTEST) --preset asan
+
+test-tsan: build/tsan/build.ninja ## core library under ThreadSanitizer
+	cmake --build build/tsan -j $(JOBS)
+	$(CTEST) --preset tsan
+
+build: bootstrap build/release/build.ninja ## library, plug-in, programs, tests and benchmarks in build/release
+	cmake --build build/release -j $(JOBS)
+
+bench: build ## benchmarks of the CPU kernels, next to ggml's own
+	@for program in build/release/bin/*_bench; do echo "$$program"; "$$program" || exit 1; done
+
+format: ## clang-format on every source file
+	@command -v clang-format >/dev/null || { echo "make format: clang-format is missing (apt-get install clang-format)" >&2; exit 1; }
+	clang-format -i $(CXX_FILES)
+
+check: ## layers, headers, documents, formatting
+	tools/check_layers
+	tools/check_headers
+	tools/check_docs
+	@command -v clang-format >/dev/null || { echo "make check: clang-format is missing (apt-get install clang-format)" >&2; exit 1; }
+	clang-format --dry-run --Werror $(CXX_FILES)
+
+clean: ## what was built; the downloads stay
+	find build -mindepth 1 -maxdepth 1 ! -name _deps -exec rm -rf {} + 2>/dev/null || true
+
+distclean: ## the whole build folder
+	rm -rf build
+
+bootstrap: ## packages, llama.cpp's sources, the model
+	@tools/bootstrap
+
+build/demo/text.txt: $(TEXT_PARTS)
+	@mkdir -p $(@D)
+	cat $(TEXT_PARTS) > $@.tmp
+	@mv $@.tmp $@
+
+build/%/build.ninja: CMakePresets.json
+	cmake --preset $*
+	@touch $@
