@@ -40,6 +40,11 @@ set(LLAMA_OPENSSL OFF CACHE INTERNAL "")          # models are local files
 set(BUILD_SHARED_LIBS ON CACHE INTERNAL "")       # a plug-in reaches ggml's registry only through shared libraries
 set(GGML_CCACHE OFF CACHE INTERNAL "")            # the compiler launcher is set at the top level
 
+# Some virtual machines announce AMX and do not keep its registers: ggml's AMX kernels then end with SIGILL or SIGSEGV.
+option(KVRAZOR_LLAMA_AMX "Let llama.cpp use AMX tiles" OFF)
+include(CheckCCompilerFlag)
+check_c_compiler_flag(-mno-amx-tile KVRAZOR_HAS_NO_AMX)
+
 # Unpacked sources have no history of their own: keep git from reporting this repository's commit as llama.cpp's, which
 # would also recompile a part of it after every commit here.
 function(kvrazor_add_llama)
@@ -47,6 +52,11 @@ function(kvrazor_add_llama)
     set(LLAMA_BUILD_NUMBER 0)
     set(LLAMA_BUILD_COMMIT "ggml-${ggml_version}")
     set(GIT_EXECUTABLE "${CMAKE_COMMAND}" "-E" "false")
+  endif()
+  if(KVRAZOR_HAS_NO_AMX AND NOT KVRAZOR_LLAMA_AMX)
+    foreach(language C CXX)
+      string(APPEND CMAKE_${language}_FLAGS " -mno-amx-tile -mno-amx-int8 -mno-amx-bf16")
+    endforeach()
   endif()
   set(CMAKE_MESSAGE_LOG_LEVEL ERROR)
   add_subdirectory("${KVRAZOR_LLAMA_SOURCE_DIR}" "${CMAKE_BINARY_DIR}/llama.cpp" EXCLUDE_FROM_ALL)

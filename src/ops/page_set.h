@@ -31,7 +31,7 @@ struct PageSide {
   const f16_bits* rows = nullptr;         // [num_tokens][num_kv_heads][head_dim] as the model wrote them, not rotated
   /// Tokens of a sealed page that are kept in 16 bits beside it (sinks); their codes mean nothing.
   const f16_bits* exact_rows = nullptr;   // [exact.Count()][num_kv_heads][head_dim], in token order
-  TokenMask exact;
+  TokenMask exact = {};
 };
 
 /// One page of a sequence as attention reads it.

@@ -30,6 +30,10 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
         Refuse(side + ": group_size", std::to_string(s.group_size),
                "32, 64 and 128 are possible, for example " + side + std::to_string(s.bits) + "g32.");
       }
+      if (s.axis != (is_key ? Axis::kPerChannel : Axis::kPerToken)) {
+        Refuse(side + ": axis", is_key ? "per-token" : "per-channel",
+               "affine keys are grouped per channel (along tokens), affine values per token (along channels).");
+      }
       if (!is_key && s.token_scale != TokenScale::kNone) {
         Refuse("v: token_scale", "set", "a token scale is taken out of keys only (it multiplies their logit).");
       }

@@ -1,0 +1,178 @@
+#include "src/backends/cuda/attend.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+
+#include "kvrazor/error.h"
+#include "src/backends/cuda/attend_params.h"
+#include "src/backends/cuda/attend_shared.h"
+#include "src/backends/cuda/packed_page.h"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr int kMaxBatch = 1024;
+constexpr int kMaxGqa = kPartialHeads;
+// Enough bytes in flight to cover the memory's latency; more only makes the multiprocessors end further apart
+// (docs/kernel_history.md).
+constexpr int kRazorStages = 16;
+constexpr int kAffineStages = 8;
+
+[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda attend: " + why); }
+
+void Check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+std::string Text(int64_t x) { return std::to_string(x); }
+
+void CheckSpec(const AttendSpec& s, const Device& device) {
+  const PackedFormat& f = s.format;
+  if (device.compute_major < 9) {
+    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
+           ".x); this build has 9.0. Choose the cpu backend.");
+  }
+  if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
+    Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) + "; possible are 1 to " + Text(kMaxGqa) +
+           " query heads a kv head.");
+  }
+  if (s.max_batch_size < 1 || s.max_batch_size > kMaxBatch) {
+    Refuse("max_batch_size=" + Text(s.max_batch_size) + "; possible are 1 to " + Text(kMaxBatch) + ". Split the batch.");
+  }
+  if (s.max_pages < 1) Refuse("max_pages=" + Text(s.max_pages) + " must be at least 1.");
+  // Positions of the schedule are 32-bit numbers, and so are tokens of a sequence.
+  const int64_t units = int64_t{s.max_batch_size} * f.num_kv_heads * (int64_t{s.max_pages} * (kTokens / kRowUnit) + 2);
+  if (units > INT32_MAX || int64_t{s.max_pages} * kTokens > INT32_MAX) {
+    Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) + " units). Split the batch.");
+  }
+  if (s.sink_tokens < 0 || s.sink_tokens > kMaxSinkTokens) {
+    Refuse("sink_tokens=" + Text(s.sink_tokens) + "; possible are 0 to " + Text(kMaxSinkTokens) + ".");
+  }
+  if (!std::isfinite(s.softmax_scale) || !(s.softmax_scale > 0)) Refuse("softmax_scale must be positive and finite.");
+  if (s.ring_stages < 0 || s.ring_stages > kMaxStages || s.ring_stages % kConsumers != 0) {
+    Refuse("ring_stages=" + Text(s.ring_stages) + "; possible are 0, 8, 16, 24, 32.");
+  }
+}
+
+AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
+  std::string built;
+  for (const AttendInstance& i : AttendInstances()) {
+    if (i.kind == s.format.kind && i.rotate == s.format.rotate && i.head_dim == s.format.head_dim && i.head_tiles == head_tiles) return i;
+    if (i.kind == s.format.kind && i.rotate == s.format.rotate) built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+  }
+  Refuse("no kernel for head_dim=" + Text(s.format.head_dim) + (s.format.kind == PageKind::kRazor ? " razor" : " affine") + " pages" +
+         (s.format.rotate ? "" : " that are not rotated") + "; this build has head_dim " + (built.empty() ? "none" : built) +
+         ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
+}
+
+}  // namespace
+
+Device CurrentDevice() {
+  int id = 0;
+  Check(cudaGetDevice(&id), "there is no CUDA device");
+  cudaDeviceProp p{};
+  Check(cudaGetDeviceProperties(&p, id), "the CUDA device cannot be read");
+  return {.name = p.name,
+          .compute_major = p.major,
+          .num_sms = p.multiProcessorCount,
+          .shared_bytes = static_cast<int64_t>(p.sharedMemPerBlockOptin)};
+}
+
+AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spec), device_(device) {
+  CheckSpec(spec, device);
+  gqa_ratio_ = spec.num_qo_heads / spec.format.num_kv_heads;
+  instance_ = FindInstance(spec, gqa_ratio_ <= 4 ? 1 : 2);
+  const int usual_stages = spec.format.kind == PageKind::kRazor ? kRazorStages : kAffineStages;
+  num_stages_ = spec.ring_stages ? spec.ring_stages : usual_stages;
+  const auto bytes = [&] { return instance_.shared_bytes(num_stages_, gqa_ratio_, spec.max_batch_size); };
+  while (spec.ring_stages == 0 && num_stages_ > kConsumers && bytes() > device.shared_bytes) num_stages_ -= kConsumers;
+  shared_bytes_ = bytes();
+  if (shared_bytes_ > device.shared_bytes) {
+    Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name + " has " +
+           Text(device.shared_bytes) + ". Choose fewer stages or a smaller batch.");
+  }
+}
+
+int64_t AttendPlan::num_partials() const { return int64_t{2} * device_.num_sms * kPartialHeads; }
+
+int64_t AttendPlan::workspace_bytes() const {
+  return num_partials() * (spec_.format.head_dim + 2) * static_cast<int64_t>(sizeof(float)) +
+         int64_t{spec_.max_batch_size} * spec_.format.num_kv_heads * static_cast<int64_t>(sizeof(int32_t));
+}
+
+std::string AttendPlan::Explain() const {
+  const PackedFormat& f = spec_.format;
+  const std::string math = f.kind == PageKind::kRazor ? "razor pages on int8 tensor cores" : "affine pages on f16 tensor cores";
+  return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) + ", " +
+         Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head in " + Text(instance_.head_tiles) +
+         " tile" + (instance_.head_tiles == 1 ? "" : "s") + "; stream-K over " + Text(device_.num_sms) + " CTAs, " + Text(kConsumers) +
+         " consumer warps, " + Text(num_stages_) + " stages, " + Text(shared_bytes_) + " bytes of shared memory, combine fused" +
+         (spec_.programmatic_launch ? ", programmatic launch" : "");
+}
+
+void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
+  Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_), "shared memory");
+  Check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(workspace_bytes()), stream), "workspace");
+}
+
+void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
+  const PackedFormat& f = spec_.format;
+  const int64_t row = int64_t{spec_.num_qo_heads} * f.head_dim;
+  if (a.batch_size < 0 || a.batch_size > spec_.max_batch_size) {
+    Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
+  }
+  if (a.batch_size == 0) return;
+  if (!a.page_table || !a.kv_len || !a.row_start || !a.q || !a.out || !a.workspace) {
+    Refuse("page_table, kv_len, row_start, q, out and workspace must not be null.");
+  }
+  if (spec_.sink_tokens > 0 && !a.sink_rows) Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
+  for (const int64_t stride : {a.q_stride, a.out_stride}) {
+    if (stride % 8 != 0 || (stride != 0 && stride < row)) Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
+  }
+  for (const void* p : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages), static_cast<const void*>(a.sink_rows),
+                        static_cast<const void*>(a.q), static_cast<const void*>(a.out), static_cast<const void*>(a.workspace)}) {
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
+  }
+  float* partial_out = static_cast<float*>(a.workspace);
+  float* partial_lse = partial_out + num_partials() * f.head_dim;
+  AttendParams params{
+      .packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
+      .row_pages = reinterpret_cast<const uint8_t*>(a.row_pages),
+      .sink_rows = reinterpret_cast<const uint8_t*>(a.sink_rows),
+      .page_table = a.page_table,
+      .kv_len = a.kv_len,
+      .row_start = a.row_start,
+      .q = a.q,
+      .out = a.out,
+      .lse = a.lse,
+      .partial_out = partial_out,
+      .partial_lse = partial_lse,
+      .arrivals = reinterpret_cast<int32_t*>(partial_lse + 2 * num_partials()),
+      .q_stride = a.q_stride ? a.q_stride : row,
+      .out_stride = a.out_stride ? a.out_stride : row,
+      .batch_size = a.batch_size,
+      .num_kv_heads = f.num_kv_heads,
+      .gqa_ratio = gqa_ratio_,
+      .table_stride = spec_.max_pages,
+      .sink_tokens = spec_.sink_tokens,
+      .num_stages = num_stages_,
+      .scale_log2 = spec_.softmax_scale * std::numbers::log2e_v<float>,
+  };
+  void* arguments[] = {&params};
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(device_.num_sms));
+  config.blockDim = dim3(kAttendThreads);
+  config.dynamicSmemBytes = static_cast<size_t>(shared_bytes_);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = spec_.programmatic_launch ? 1 : 0;
+  Check(cudaLaunchKernelExC(&config, instance_.function, arguments), "the launch was refused");
+}
+
+}  // namespace kvrazor::cuda

@@ -1,0 +1,23 @@
+// One compiled decode kernel. The build writes a file for each (codec, rotation, head_dim, head tiles) from attend_instance.cu.in and
+// a table of them all.
+#pragma once
+
+#include <span>
+
+#include "src/backends/cuda/page_convert.h"
+
+namespace kvrazor::cuda {
+
+struct AttendInstance {
+  PageKind kind;
+  bool rotate;
+  int head_dim;
+  int head_tiles;                // of 4 query heads
+  const void* function;          // void (const AttendParams)
+  int (*shared_bytes)(int num_stages, int gqa_ratio, int batch_size);
+};
+
+/// What this build has.
+std::span<const AttendInstance> AttendInstances();
+
+}  // namespace kvrazor::cuda

@@ -1,0 +1,77 @@
+// Where every byte of a page lies on the GPU. Unlike the CPU's pages (include/kvrazor/layout.h), keys and values of one kv head
+// lie together, in the order in which the tensor cores take them, so that one bulk copy brings all that a warp needs:
+//
+//   packed page   [num_kv_heads][kBytes]             sealed, RazorPage or AffinePage below
+//   row page      [num_kv_heads][2: k, v][128][D]    f16, as the model wrote them; 16-byte chunks swizzled, see RowByte
+//   sink rows     [num_kv_heads][2: k, v][16][D]     f16, likewise: the first tokens of a sequence, kept exact
+//
+// docs/cuda.md draws the same and says how it is read. Notation: a warp's lane = 4 g + q; D = head_dim; u32 words.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#define KVRAZOR_HOST_DEVICE __host__ __device__
+#else
+#define KVRAZOR_HOST_DEVICE
+#endif
+
+namespace kvrazor::cuda {
+
+inline constexpr int kTokens = 128;        // of a page
+inline constexpr int kRowUnit = 16;        // 16-bit tokens that a warp takes at once
+inline constexpr int kMaxSinkTokens = kRowUnit;
+
+KVRAZOR_HOST_DEVICE constexpr int RoundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+/// Sealed page of razor-2 (2-bit codes, 8-bit parameters). Everything is a permutation of the CPU page's bytes, except that
+/// the centre is stored plus 128 and the mean as two signed bytes.
+template <int kDim>
+struct RazorPage {
+  static_assert(kDim % 64 == 0);
+  // word [D/32 kt][2 tg][32 lanes][4 r]; byte e, bits [2j, 2j+2): token 16 (4 tg + j) + g + 8 (r & 1),
+  // channel 32 kt + 16 (r >> 1) + 4 q + e
+  static constexpr int kKeyCodes = 0;
+  // word [4 kt][D/64 dg][32 lanes][4 r]; byte e, bits [2j, 2j+2): channel 16 (4 dg + j) + g + 8 (r & 1),
+  // token 32 kt + 16 (r >> 1) + 2 q + (e >> 1) + 8 (e & 1)
+  static constexpr int kValueCodes = kKeyCodes + kTokens * kDim / 4;
+  // word [D/32 kt][4 q][4: high 0, low 0, high 1, low 1]; byte e: channel 32 kt + 16 half + 4 q + e; mean = 256 high + 128 + low
+  static constexpr int kMean = kValueCodes + kTokens * kDim / 4;
+  static constexpr int kTokenScale = kMean + 2 * kDim;          // u8 e3m5 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kNorm = kTokenScale + kTokens;           // u8 e5m3, same order
+  static constexpr int kChannelScale = kNorm + kTokens;         // u8 e5m3 [8 g][D/8 i]: channel 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kCentre = kChannelScale + kDim;          // u8, same order
+  static constexpr int kHeader = kCentre + kDim;                // f32 token_scale_base, f32 mean_scale, u32 any_zero_scale, u32 0
+  static constexpr int kBytes = RoundUp(kHeader + 16, 128);
+};
+static_assert(RazorPage<128>::kBytes == 9088, "2.22 bits per value; docs/cuda.md quotes it");
+
+/// Sealed page of the affine codecs with 2-bit codes (keys per channel, values per token). Parameters are kept for groups of
+/// 32; larger groups repeat theirs.
+template <int kDim>
+struct AffinePage {
+  static_assert(kDim % 64 == 0);
+  // word [4 p][D/64 quad][32 lanes][4 i]: field f = 4 t + 2 odd + high at bits [2f, 2f+2) and [16+2f, ..) is
+  // token 32 p + 16 t + g + 8 high, channels 16 (4 quad + 2 (i / 2) + odd) + 2 q + 8 (i % 2) and the next
+  static constexpr int kKeyCodes = 0;
+  // f16 pairs [4 p][D/16 kt][4 q][4: scale, scale, offset, offset]: channels 16 kt + 2 q + {0,1} and + {8,9}, tokens 32 p ..
+  static constexpr int kKeyParams = kKeyCodes + kTokens * kDim / 4;
+  // the same with tokens and channels exchanged: [D/32 p][2 quad][32][4]
+  static constexpr int kValueCodes = kKeyParams + 16 * kDim;
+  static constexpr int kValueParams = kValueCodes + kTokens * kDim / 4;   // [D/32 p][8 kt][4 q][4]
+  static constexpr int kTokenNorm = kValueParams + 16 * kDim;             // f16 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kBytes = RoundUp(kTokenNorm + 2 * kTokens, 128);
+};
+static_assert(AffinePage<128>::kBytes == 12544, "3.06 bits per value; docs/cuda.md quotes it");
+
+/// Byte of (token, channel) in the k or v half of a row page or of sink rows.
+template <int kDim>
+KVRAZOR_HOST_DEVICE constexpr int RowByte(int token, int channel) {
+  return token * 2 * kDim + (((channel / 8) ^ (token & 7)) * 16) + (channel % 8) * 2;
+}
+
+/// Page table entries: what is not negative is a packed page, a negative entry e is the row page ~e.
+KVRAZOR_HOST_DEVICE constexpr bool IsRowPage(int32_t entry) { return entry < 0; }
+KVRAZOR_HOST_DEVICE constexpr int32_t PageIndex(int32_t entry) { return entry < 0 ? ~entry : entry; }
+
+}  // namespace kvrazor::cuda

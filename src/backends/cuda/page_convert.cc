@@ -1,0 +1,120 @@
+#include "src/backends/cuda/page_convert.h"
+
+#include <cstring>
+
+#include "kvrazor/error.h"
+#include "src/backends/cuda/cpu_side.h"
+#include "src/backends/cuda/page_words.h"
+
+namespace kvrazor::cuda {
+namespace {
+
+[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda pages: " + why); }
+
+template <class Words>
+void PackWith(const PackedFormat& f, const uint8_t* k_page, const uint8_t* v_page, uint8_t* packed) {
+  const CpuSide k = MakeCpuSide(f.layer.k);
+  const CpuSide v = MakeCpuSide(f.layer.v);
+  for (int h = 0; h < f.num_kv_heads; ++h) {
+    for (int w = 0; w < f.head_bytes / 4; ++w) {
+      const uint32_t word = Words::Pack(w, k, v, k_page, v_page, h);
+      std::memcpy(packed + h * f.head_bytes + 4 * w, &word, sizeof(word));
+    }
+  }
+}
+
+template <class Words>
+void UnpackWith(const PackedFormat& f, const uint8_t* packed, uint8_t* k_page, uint8_t* v_page) {
+  const CpuSide k = MakeCpuSide(f.layer.k);
+  const CpuSide v = MakeCpuSide(f.layer.v);
+  for (int64_t at = 0; at < k.page_bytes; ++at) k_page[at] = UnpackKeyPageByte<Words>(at, k, f.num_kv_heads, f.head_bytes, packed);
+  for (int64_t at = 0; at < v.page_bytes; ++at) v_page[at] = UnpackValuePageByte<Words>(at, v, f.num_kv_heads, f.head_bytes, packed);
+}
+
+int RowByteOf(int head_dim, int token, int channel) {
+  return head_dim == 64 ? RowByte<64>(token, channel) : RowByte<128>(token, channel);
+}
+
+/// Calls visit(byte in the packed rows, index in [tokens][heads][head_dim], is_value) for every value.
+template <class Visit>
+void ForEachRowValue(const PackedFormat& f, int capacity, int num_tokens, Visit visit) {
+  if (num_tokens < 0 || num_tokens > capacity) {
+    Refuse(std::to_string(num_tokens) + " rows for room of " + std::to_string(capacity) + ".");
+  }
+  const int64_t side_bytes = int64_t{capacity} * f.head_dim * 2;
+  for (int h = 0; h < f.num_kv_heads; ++h) {
+    for (int t = 0; t < num_tokens; ++t) {
+      for (int c = 0; c < f.head_dim; ++c) {
+        const int64_t index = (int64_t{t} * f.num_kv_heads + h) * f.head_dim + c;
+        const int64_t byte = 2 * h * side_bytes + RowByteOf(f.head_dim, t, c);
+        visit(byte, index, false);
+        visit(byte + side_bytes, index, true);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int64_t PackedFormat::sink_bytes() const { return int64_t{num_kv_heads} * 2 * kMaxSinkTokens * head_dim * 2; }
+
+PackedFormat MakePackedFormat(const LayerFormat& layer) {
+  const SideRecipe& k = layer.k.recipe;
+  const SideRecipe& v = layer.v.recipe;
+  PackedFormat f;
+  f.layer = layer;
+  f.head_dim = layer.k.shape.head_dim;
+  f.num_kv_heads = layer.k.shape.num_kv_heads;
+  f.rotate = k.rotate;
+  if (!(layer.k.shape == layer.v.shape)) Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
+  if (f.head_dim != 64 && f.head_dim != 128) {
+    Refuse("no packed page for head_dim=" + std::to_string(f.head_dim) + "; possible are 64 and 128. Choose the cpu backend.");
+  }
+  if (k.bits != 2 || v.bits != 2) {
+    Refuse("no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) + "-bit values; possible are 2 bits. "
+           "Choose a recipe with 2-bit codes or the cpu backend.");
+  }
+  if (k.rotate != v.rotate) Refuse("keys and values must both be rotated or both not.");
+  if (k.codec == Codec::kRazorKey && v.codec == Codec::kRazorValue) {
+    f.kind = PageKind::kRazor;
+    f.head_bytes = f.head_dim == 64 ? RazorPage<64>::kBytes : RazorPage<128>::kBytes;
+  } else if (k.codec == Codec::kAffine && v.codec == Codec::kAffine) {
+    f.kind = PageKind::kAffine;
+    f.head_bytes = f.head_dim == 64 ? AffinePage<64>::kBytes : AffinePage<128>::kBytes;
+    if (k.axis != Axis::kPerChannel || v.axis != Axis::kPerToken) Refuse("affine keys must be grouped per channel and values per token.");
+    for (const SideRecipe* side : {&k, &v}) {
+      if (side->group_size % 32 != 0) Refuse("group_size=" + std::to_string(side->group_size) + "; possible are multiples of 32.");
+    }
+  } else {
+    Refuse("no packed page for this pair of codecs; possible are razor keys with razor values, and affine with affine.");
+  }
+  return f;
+}
+
+void PackPage(const PackedFormat& f, const std::byte* k_page, const std::byte* v_page, std::byte* packed) {
+  DispatchWords(f, [&](auto words) {
+    PackWith<decltype(words)>(f, reinterpret_cast<const uint8_t*>(k_page), reinterpret_cast<const uint8_t*>(v_page),
+                              reinterpret_cast<uint8_t*>(packed));
+  });
+}
+
+void UnpackPage(const PackedFormat& f, const std::byte* packed, std::byte* k_page, std::byte* v_page) {
+  DispatchWords(f, [&](auto words) {
+    UnpackWith<decltype(words)>(f, reinterpret_cast<const uint8_t*>(packed), reinterpret_cast<uint8_t*>(k_page),
+                                reinterpret_cast<uint8_t*>(v_page));
+  });
+}
+
+void PackRows(const PackedFormat& f, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v, std::byte* packed) {
+  ForEachRowValue(f, capacity, num_tokens, [&](int64_t byte, int64_t index, bool is_value) {
+    std::memcpy(packed + byte, (is_value ? v : k) + index, sizeof(f16_bits));
+  });
+}
+
+void UnpackRows(const PackedFormat& f, int capacity, int num_tokens, const std::byte* packed, f16_bits* k, f16_bits* v) {
+  ForEachRowValue(f, capacity, num_tokens, [&](int64_t byte, int64_t index, bool is_value) {
+    std::memcpy((is_value ? v : k) + index, packed + byte, sizeof(f16_bits));
+  });
+}
+
+}  // namespace kvrazor::cuda

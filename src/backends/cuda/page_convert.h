@@ -1,0 +1,48 @@
+// Pages of the CPU (include/kvrazor/layout.h) to pages of the GPU (packed_page.h) and back, on the host or on the device.
+// Nothing is rounded: a page sealed or saved by one side is read by the other, and a round trip gives the same bytes.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "src/ops/page_set.h"
+
+typedef struct CUstream_st* cudaStream_t;
+
+namespace kvrazor::cuda {
+
+enum class PageKind { kRazor, kAffine };
+
+/// How the pages of one layer are kept on the GPU.
+struct PackedFormat {
+  PageKind kind = PageKind::kRazor;
+  LayerFormat layer;
+  int head_dim = 0;
+  int num_kv_heads = 0;
+  bool rotate = false;            ///< sealed keys and values are rotated
+  int64_t head_bytes = 0;         ///< of one head's keys and values in a packed page
+
+  int64_t page_bytes() const { return head_bytes * num_kv_heads; }
+  int64_t row_page_bytes() const { return int64_t{num_kv_heads} * 2 * kPageTokens * head_dim * 2; }
+  int64_t sink_bytes() const;     ///< sink rows of one sequence
+};
+
+/// Throws Error if there is no packed page for this layer, naming what is possible.
+PackedFormat MakePackedFormat(const LayerFormat& layer);
+
+/// One page on the host. k_page, v_page: PageLayout::page_bytes each; packed: page_bytes().
+void PackPage(const PackedFormat& format, const std::byte* k_page, const std::byte* v_page, std::byte* packed);
+void UnpackPage(const PackedFormat& format, const std::byte* packed, std::byte* k_page, std::byte* v_page);
+
+/// 16-bit rows [num_tokens][num_kv_heads][head_dim] to a row page (capacity 128) or to sink rows (capacity 16), and back.
+void PackRows(const PackedFormat& format, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v, std::byte* packed);
+void UnpackRows(const PackedFormat& format, int capacity, int num_tokens, const std::byte* packed, f16_bits* k, f16_bits* v);
+
+/// The same for many pages in device memory, contiguous on both sides; enqueued on `stream`. Throws Error if a launch fails.
+void PackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* k_pages, const std::byte* v_pages, std::byte* packed,
+                    cudaStream_t stream);
+void UnpackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* packed, std::byte* k_pages, std::byte* v_pages,
+                      cudaStream_t stream);
+
+}  // namespace kvrazor::cuda

@@ -1,0 +1,279 @@
+// A sealed razor page on int8 tensor cores. One warp takes a whole page, so means, channel parameters and the softmax's reductions
+// are paid once for 128 tokens. Worked case D = 128, 4 query heads a tile:
+//
+//   logit_t = mean_scale (q.mean) + s'_t (q.code_t - 1.5 sum q)        v_tc = n_t s_c (code_tc + z_c / 8 - 1.5)
+//
+//   operand A  codes straight from the word: w & (0x03030303 << 2j) is 4^j code, one mask for four codes; 4^-j goes into s'_t
+//              (keys) and the page's factor (values). u8, [16 rows x 32], 4 accumulators j a word
+//   operand B  q as 16-bit integer relative to its largest channel, and p_t n_t as 16-bit integer relative to the page's largest, each
+//              split into two bytes in two columns: 256 high + low is exact and meets in one lane
+//   a lane     head q, tokens (channels) 16 j + g + 8 r: 16 logits, 16 outputs a head tile
+//
+// Bytes: keys 4096 + 128 + 256, values 4096 + 128 + 256, header 16, padded to 9088, read once.
+#pragma once
+
+#include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/tile_state.cuh"
+
+namespace kvrazor::cuda {
+
+template <int kDim, int kTiles>
+struct RazorCodec {
+  using Page = RazorPage<kDim>;
+  using State = RunningSoftmax<kDim, kTiles>;
+  static constexpr float kLargestQuery = 32512;  // the high byte stays in s8: (32512 + 128) >> 8 = 127
+  static constexpr float kLargestWeight = 65504;
+
+  /// Query fragments in shared memory: uint4 [D/64][32 lanes] a head tile, then per head {scale_log2 * q scale, sum of q}.
+  static constexpr int kTileBytes = kDim / 64 * 512 + 32;
+  static constexpr int kQueryBytes = kTiles * kTileBytes;
+
+  struct Query {
+    uint32_t fragment[kTiles][kDim / 16];
+    float scale[kTiles];
+    float sum[kTiles];
+  };
+
+  /// x: channels 16 i + 4 q + e of head (g / 2) + 4 tile as x[4 i + e], rotated. Even g writes the high bytes, odd g the low ones.
+  __device__ static void StoreQuery(uint8_t* to, int tile, float (&x)[kDim / 4], float scale_log2) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+    float largest = 1e-20f;
+#pragma unroll
+    for (int i = 0; i < kDim / 4; ++i) largest = fmaxf(largest, fabsf(x[i]));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+    const float factor = kLargestQuery / largest;
+    int sum = 0;
+    uint32_t words[kDim / 16];
+#pragma unroll
+    for (int i = 0; i < kDim / 16; ++i) {
+      words[i] = 0;
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int value = __float2int_rn(x[4 * i + e] * factor);
+        const int high = (value + 128) >> 8;  // value - 256 high is in s8
+        sum += value;
+        words[i] |= static_cast<uint32_t>(((g & 1) ? value : high) & 255) << (8 * e);
+      }
+    }
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    uint8_t* tile_at = to + tile * kTileBytes;
+#pragma unroll
+    for (int i = 0; i < kDim / 64; ++i) {
+      *reinterpret_cast<uint4*>(tile_at + (i * 32 + lane) * 16) = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
+    }
+    if (g % 2 == 0 && q == 0) {
+      *reinterpret_cast<float2*>(tile_at + kDim / 64 * 512 + (g >> 1) * 8) =
+          make_float2(scale_log2 * largest / kLargestQuery, static_cast<float>(sum));
+    }
+  }
+
+  __device__ static void LoadQuery(const uint8_t* from, Query& query) {
+    const int lane = threadIdx.x & 31, q = lane & 3;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      const uint8_t* tile_at = from + n * kTileBytes;
+#pragma unroll
+      for (int i = 0; i < kDim / 64; ++i) {
+        const uint4 w = *reinterpret_cast<const uint4*>(tile_at + (i * 32 + lane) * 16);
+#pragma unroll
+        for (int k = 0; k < 4; ++k) query.fragment[n][4 * i + k] = WordOf(w, k);
+      }
+      const float2 scalars = *reinterpret_cast<const float2*>(tile_at + kDim / 64 * 512 + q * 8);
+      query.scale[n] = scalars.x;
+      query.sum[n] = scalars.y;
+    }
+  }
+
+  /// Tokens [first, last) of the page, at least one of them.
+  __device__ static void AttendPage(const uint8_t* page, const Query& q, int first, int last, State& state) {
+    const int g = (threadIdx.x & 31) >> 2;
+    float logit[kTiles][16];
+    const float base = KeyLogits(page, q, logit);
+    if (first > 0 || last < kTokens) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const int t = 16 * (i >> 1) + g + 8 * (i & 1);
+        if (t >= first && t < last) continue;
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) logit[n][i] = -1e38f;
+      }
+    }
+    uint32_t weight[kTiles][8];
+    float factor[kTiles];
+    Weights(page, q, base, logit, weight, factor, state);
+    AddValues(page, weight, factor, state);
+  }
+
+ private:
+  __device__ static uint32_t ByteOf(const uint4& v, int i) { return __byte_perm(WordOf(v, i >> 2), 0, 0x4440 + (i & 3)); }
+
+  /// e5m3 bytes 2j and 2j + 1: f16 = byte << 7.
+  __device__ static void ReadE5M3(uint32_t word, int j, float& x, float& y) {
+    const uint32_t pair = __byte_perm(word, 0, (j & 1) ? 0x3424 : 0x1404) >> 1;
+    x = LowF16(pair);
+    y = HighF16(pair);
+  }
+
+  /// logit / (scale * q scale * base); returns base.
+  __device__ static float KeyLogits(const uint8_t* page, const Query& q, float (&logit)[kTiles][16]) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
+    const uint4 header = *reinterpret_cast<const uint4*>(page + Page::kHeader);
+    float base = __uint_as_float(header.x);
+    base = base > 0 ? base : 1.f;
+    const float mean_scale = __fdividef(__uint_as_float(header.y), base);
+
+    float q_mean[kTiles];
+    {
+      int c[kTiles][4] = {};  // c0, c1: high byte of the mean times high, low byte of q; c2, c3: low byte of the mean
+#pragma unroll
+      for (int kt = 0; kt < kDim / 32; ++kt) {
+        const uint4 m = *reinterpret_cast<const uint4*>(page + Page::kMean + kt * 64 + qd * 16);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) MmaS8S8(c[n], m.x, m.y, m.z, m.w, q.fragment[n][2 * kt], q.fragment[n][2 * kt + 1]);
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const float high = static_cast<float>(c[n][0] * 256 + c[n][1] + c[n][2]);
+        q_mean[n] = fmaf(128.f, q.sum[n], fmaf(high, 256.f, static_cast<float>(c[n][3]))) * mean_scale;
+      }
+    }
+
+    const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kTokenScale + g * 16);
+#pragma unroll
+    for (int tg = 0; tg < 2; ++tg) {
+      int c[kTiles][4][4] = {};
+#pragma unroll
+      for (int kt = 0; kt < kDim / 32; ++kt) {
+        const uint4 w = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + ((kt * 2 + tg) * 32 + lane) * 16);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t mask = 0x03030303u << (2 * j);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            MmaU8S8(c[n][j], w.x & mask, w.y & mask, w.z & mask, w.w & mask, q.fragment[n][2 * kt], q.fragment[n][2 * kt + 1]);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int i = 2 * (4 * tg + j);
+        // e3m5 times 4^-j, straight into the fields of a float: exponent (b >> 5) - 7 - 2j, mantissa b & 31
+        const uint32_t bias = (127u - 7u - 2u * j) << 23;
+        const float s0 = __uint_as_float((ByteOf(scales, i) << 18) + bias);
+        const float s1 = __uint_as_float((ByteOf(scales, i + 1) << 18) + bias);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const float middle = -1.5f * static_cast<float>(1 << (2 * j)) * q.sum[n];
+          logit[n][i] = fmaf(s0, static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) + middle, q_mean[n]);
+          logit[n][i + 1] = fmaf(s1, static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) + middle, q_mean[n]);
+        }
+      }
+    }
+    if (header.z) {  // a zero scale has no pattern of its own in the shortcut above
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) logit[n][i] = ByteOf(scales, i) == 0 ? q_mean[n] : logit[n][i];
+      }
+    }
+    return base;
+  }
+
+  /// p_t n_t as B fragments; factor takes them back to the running softmax's units.
+  __device__ static void Weights(const uint8_t* page, const Query& q, float base, float (&logit)[kTiles][16], uint32_t (&weight)[kTiles][8],
+                                 float (&factor)[kTiles], State& state) {
+    const int g = (threadIdx.x & 31) >> 2;
+    const uint4 norms = *reinterpret_cast<const uint4*>(page + Page::kNorm + g * 16);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      float top = logit[n][0];
+#pragma unroll
+      for (int i = 1; i < 16; ++i) top = fmaxf(top, logit[n][i]);
+      top = MaxOverRows(top);
+      const float scale = q.scale[n] * base;
+      const float page_top = top * scale;
+      float sum = 0, largest = 0;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        float n0, n1;
+        ReadE5M3(WordOf(norms, j >> 1), j, n0, n1);
+        const float p0 = Exp2(fmaf(logit[n][2 * j], scale, -page_top));
+        const float p1 = Exp2(fmaf(logit[n][2 * j + 1], scale, -page_top));
+        sum += p0 + p1;
+        logit[n][2 * j] = p0 * n0;
+        logit[n][2 * j + 1] = p1 * n1;
+        largest = fmaxf(largest, fmaxf(logit[n][2 * j], logit[n][2 * j + 1]));
+      }
+      largest = fmaxf(MaxOverRows(largest), 1e-30f);
+      const float to_integer = __fdividef(kLargestWeight, largest);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        constexpr float kRound = 8388608;  // 2^23: the sum's low bits are the rounded integer
+        const uint32_t w0 = __float_as_uint(fmaf(logit[n][2 * j], to_integer, kRound));
+        const uint32_t w1 = __float_as_uint(fmaf(logit[n][2 * j + 1], to_integer, kRound));
+        weight[n][j] = Transpose8x8(__byte_perm(w0, w1, 0x4051));  // high bytes of tokens g, g + 8, then the low bytes
+      }
+      state.Raise(n, page_top);
+      const float page_factor = Exp2(page_top - state.top[n]);
+      state.sum[n] = fmaf(page_factor, sum, state.sum[n]);
+      factor[n] = page_factor * largest * (1.f / kLargestWeight);
+    }
+  }
+
+  __device__ static void AddValues(const uint8_t* page, const uint32_t (&weight)[kTiles][8], const float (&factor)[kTiles], State& state) {
+    const int lane = threadIdx.x & 31, g = lane >> 2;
+    float weight_sum[kTiles];
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      constexpr uint32_t kOnes = 0x01010101u;
+      int c[4] = {};
+#pragma unroll
+      for (int kt = 0; kt < 4; ++kt) MmaU8U8(c, kOnes, kOnes, kOnes, kOnes, weight[n][2 * kt], weight[n][2 * kt + 1]);
+      weight_sum[n] = static_cast<float>(c[0] * 256 + c[1]) * factor[n];
+    }
+    uint32_t scales[kDim / 32], centres[kDim / 32];
+#pragma unroll
+    for (int i = 0; i < kDim / 32; ++i) {
+      scales[i] = *reinterpret_cast<const uint32_t*>(page + Page::kChannelScale + g * (kDim / 8) + 4 * i);
+      centres[i] = *reinterpret_cast<const uint32_t*>(page + Page::kCentre + g * (kDim / 8) + 4 * i);
+    }
+#pragma unroll
+    for (int dg = 0; dg < kDim / 64; ++dg) {
+      int c[kTiles][4][4] = {};
+#pragma unroll
+      for (int kt = 0; kt < 4; ++kt) {
+        const uint4 w = *reinterpret_cast<const uint4*>(page + Page::kValueCodes + ((kt * (kDim / 64) + dg) * 32 + lane) * 16);
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const uint32_t mask = 0x03030303u << (2 * j);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            MmaU8U8(c[n][j], w.x & mask, w.y & mask, w.z & mask, w.w & mask, weight[n][2 * kt], weight[n][2 * kt + 1]);
+          }
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int tile = 4 * dg + j;
+        float s0, s1;
+        ReadE5M3(scales[tile >> 1], tile, s0, s1);
+        // z / 8 - 1.5 from the byte z + 128: f16 1024 + byte, times 1/8, minus 145.5; exact
+        const uint32_t biased = __byte_perm(centres[tile >> 1], 0x64646464u, (tile & 1) ? 0x4342 : 0x4140);
+        const half2 centre = __hfma2(*reinterpret_cast<const half2*>(&biased), __float2half2_rn(0.125f), __float2half2_rn(-145.5f));
+        const float2 offset = __half22float2(centre);
+#pragma unroll
+        for (int n = 0; n < kTiles; ++n) {
+          const float unit = factor[n] * (1.f / static_cast<float>(1 << (2 * j)));
+          const float v0 = static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) * unit;
+          const float v1 = static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) * unit;
+          state.out[n][2 * tile] = fmaf(s0, fmaf(offset.x, weight_sum[n], v0), state.out[n][2 * tile]);
+          state.out[n][2 * tile + 1] = fmaf(s1, fmaf(offset.y, weight_sum[n], v1), state.out[n][2 * tile + 1]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace kvrazor::cuda

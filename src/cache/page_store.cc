@@ -1,0 +1,139 @@
+#include "src/cache/page_store.h"
+
+#include <cstring>
+#include <utility>
+
+namespace kvrazor {
+
+PageStore::PageStore(const CacheFormat& format, int64_t sealed_pages, int64_t f16_pages)
+    : format_(format),
+      sealed_("sealed pages", sealed_pages, format.sealed_slot_bytes),
+      f16_("16-bit pages", f16_pages, format.f16_slot_bytes) {
+  pages_.reserve(static_cast<size_t>(sealed_pages + f16_pages));
+  free_records_.reserve(pages_.capacity());
+}
+
+void PageStore::PrepareExact(int64_t count) {
+  if (format_.exact_values == 0) return;
+  spare_exact_.reserve(static_cast<size_t>(count));
+  while (static_cast<int64_t>(spare_exact_.size()) < count) {
+    spare_exact_.push_back(std::make_unique<f16_bits[]>(static_cast<size_t>(format_.exact_values)));
+  }
+}
+
+PageId PageStore::TakeRecord() {
+  if (free_records_.empty()) {
+    pages_.emplace_back();
+    return static_cast<PageId>(pages_.size() - 1);
+  }
+  const PageId id = free_records_.back();
+  free_records_.pop_back();
+  return id;
+}
+
+void PageStore::GiveRecordIfUnused(PageId id) {
+  const Page& page = (*this)[id];
+  if (page.f16_refs == 0 && page.sealed_refs == 0) free_records_.push_back(id);
+}
+
+PageId PageStore::New() {
+  const PageId id = TakeRecord();
+  Page& page = (*this)[id];
+  page.f16_slot = f16_.Take();
+  page.f16_refs = 1;
+  return id;
+}
+
+PageId PageStore::CopyOnWrite(PageId id, int num_tokens) {
+  const PageId copy = New();
+  const size_t bytes = static_cast<size_t>(num_tokens * format_.row_values) * sizeof(f16_bits);
+  for (int layer = 0; layer < static_cast<int>(format_.layers.size()); ++layer) {
+    for (const Side side : kSides) std::memcpy(F16Rows(copy, layer, side), F16Rows(id, layer, side), bytes);
+  }
+  DropF16(id);
+  return copy;
+}
+
+PageId PageStore::Detach(PageId id) {
+  const PageId own = TakeRecord();
+  (*this)[own].f16_slot = std::exchange((*this)[id].f16_slot, -1);
+  (*this)[own].f16_refs = std::exchange((*this)[id].f16_refs, 0);
+  return own;
+}
+
+void PageStore::DropF16(PageId id) {
+  Page& page = (*this)[id];
+  if (--page.f16_refs > 0) return;
+  f16_.Give(std::exchange(page.f16_slot, -1));
+  GiveRecordIfUnused(id);
+}
+
+void PageStore::Reserve(PageId id, bool is_first) {
+  Page& page = (*this)[id];
+  ++page.sealed_refs;
+  ++page.reserving;
+  if (page.sealed_slot >= 0) return;
+  page.sealed_slot = sealed_.Take();
+  if (!is_first || format_.exact_values == 0) return;
+  page.exact = std::move(spare_exact_.back());
+  spare_exact_.pop_back();
+  ++exact_pages_;
+}
+
+void PageStore::DropReserved(PageId id) {
+  --(*this)[id].reserving;
+  DropSealed(id);
+}
+
+void PageStore::SwitchToSealed(PageId id) {
+  --(*this)[id].reserving;
+  DropF16(id);
+}
+
+void PageStore::DropSealed(PageId id) {
+  Page& page = (*this)[id];
+  if (--page.sealed_refs > 0) return;
+  sealed_.Give(std::exchange(page.sealed_slot, -1));
+  page.is_sealed = false;
+  if (page.exact) --exact_pages_;
+  page.exact.reset();
+  GiveRecordIfUnused(id);
+}
+
+f16_bits* PageStore::F16Rows(PageId id, int layer, Side side) const {
+  const SideSlot& slot = format_.layers[static_cast<size_t>(layer)].slot(side);
+  return reinterpret_cast<f16_bits*>(f16_.at((*this)[id].f16_slot) + slot.f16_at);
+}
+
+std::byte* PageStore::SealedBytes(PageId id, int layer, Side side) const {
+  return sealed_.at((*this)[id].sealed_slot) + format_.layers[static_cast<size_t>(layer)].slot(side).sealed_at;
+}
+
+f16_bits* PageStore::ExactRows(PageId id, int layer, Side side) const {
+  const LayerSlots& slots = format_.layers[static_cast<size_t>(layer)];
+  const Page& page = (*this)[id];
+  if (!page.exact || slots.sinks == 0 || !slots.is_sealed(side)) return nullptr;
+  return page.exact.get() + slots.slot(side).exact_at;
+}
+
+PageSide PageStore::View(PageId id, int layer, Side side, bool sealed) const {
+  PageSide view;
+  const LayerSlots& slots = format_.layers[static_cast<size_t>(layer)];
+  if (!sealed) {
+    view.rows = F16Rows(id, layer, side);
+  } else if (!slots.is_sealed(side)) {
+    view.rows = reinterpret_cast<const f16_bits*>(SealedBytes(id, layer, side));
+  } else {
+    view.sealed = SealedBytes(id, layer, side);
+    view.exact_rows = ExactRows(id, layer, side);
+    if (view.exact_rows != nullptr) view.exact = slots.exact;
+  }
+  return view;
+}
+
+int64_t PageStore::table_bytes() const {
+  return static_cast<int64_t>(pages_.capacity() * sizeof(Page) + free_records_.capacity() * sizeof(PageId)) +
+         sealed_.table_bytes() + f16_.table_bytes();
+}
+
+}  // namespace kvrazor

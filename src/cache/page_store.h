@@ -1,0 +1,89 @@
+// Pages with their reference counts. A page can be there in 16 bits, sealed, or both: forks that share a full page and seal
+// it at different times read one sealed copy, and each keeps its 16-bit window until its own turn.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "src/cache/cache_format.h"
+#include "src/cache/slot_pool.h"
+
+namespace kvrazor {
+
+using PageId = int32_t;
+
+struct Page {
+  int32_t f16_slot = -1;
+  int32_t sealed_slot = -1;
+  int32_t f16_refs = 0;               // page tables that read the 16-bit rows
+  int32_t sealed_refs = 0;            // page tables that read the sealed bytes, and begun steps that will seal it
+  int32_t reserving = 0;              // of sealed_refs: begun steps
+  bool is_sealed = false;             // the sealed bytes are written
+  std::unique_ptr<f16_bits[]> exact;  // CacheFormat::exact_values; page 0 of recipes with sinks, with the sealed slot
+
+  // Marks of Begin while it counts; clear between calls.
+  int32_t planned_drops = 0;
+  bool planned_seal = false;
+
+  int32_t num_readers() const { return f16_refs + sealed_refs - reserving; }
+};
+
+class PageStore {
+ public:
+  PageStore(const CacheFormat& format, int64_t sealed_pages, int64_t f16_pages);
+
+  Page& operator[](PageId id) { return pages_[static_cast<size_t>(id)]; }
+  const Page& operator[](PageId id) const { return pages_[static_cast<size_t>(id)]; }
+  const SlotPool& sealed() const { return sealed_; }
+  const SlotPool& f16() const { return f16_; }
+  const std::vector<Page>& pages() const { return pages_; }
+
+  /// Allocates what the next `count` Reserve of a page 0 take, so that those cannot fail.
+  void PrepareExact(int64_t count);
+
+  // None of these fails; the slots they take must be there.
+
+  /// A page with a fresh 16-bit slot, referenced once.
+  PageId New();
+  /// A page with the first `num_tokens` 16-bit rows of `id`, which loses one 16-bit reference.
+  PageId CopyOnWrite(PageId id, int num_tokens);
+  /// Moves the 16-bit rows of `id` (one reference) into a page of their own, away from the sealed bytes of other readers.
+  PageId Detach(PageId id);
+
+  void AddF16(PageId id) { ++(*this)[id].f16_refs; }
+  void DropF16(PageId id);
+  void AddSealed(PageId id) { ++(*this)[id].sealed_refs; }
+  void DropSealed(PageId id);
+
+  /// Holds a sealed reference for a begun step; takes a slot if the page has none yet. `is_first`: page 0 of its sequences.
+  void Reserve(PageId id, bool is_first);
+  void DropReserved(PageId id);
+  /// The step has ended and the bytes are written: its 16-bit reference becomes the sealed one.
+  void SwitchToSealed(PageId id);
+
+  // Where the rows are.
+
+  f16_bits* F16Rows(PageId id, int layer, Side side) const;  // [128][num_kv_heads][head_dim]
+  std::byte* SealedBytes(PageId id, int layer, Side side) const;
+  f16_bits* ExactRows(PageId id, int layer, Side side) const;  // [sinks][num_kv_heads][head_dim], nullptr if none
+  /// How an op reads the page: its sealed form or its 16-bit rows.
+  PageSide View(PageId id, int layer, Side side, bool sealed) const;
+
+  int64_t exact_bytes() const { return exact_pages_ * format_.exact_values * int64_t{sizeof(f16_bits)}; }
+  int64_t table_bytes() const;
+
+ private:
+  PageId TakeRecord();
+  void GiveRecordIfUnused(PageId id);
+
+  const CacheFormat& format_;
+  SlotPool sealed_;
+  SlotPool f16_;
+  std::vector<Page> pages_;  // ever used; every live one has a slot, so there are never more than slots
+  std::vector<PageId> free_records_;
+  std::vector<std::unique_ptr<f16_bits[]>> spare_exact_;
+  int64_t exact_pages_ = 0;
+};
+
+}  // namespace kvrazor

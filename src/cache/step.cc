@@ -1,0 +1,171 @@
+// A step: pages for the new tokens, and sealing when it ends. Everything that Commit will take is taken by Begin, so that a
+// step that has begun cannot run out of pages.
+#include <algorithm>
+#include <utility>
+
+#include "src/cache/cache_impl.h"
+#include "src/cache/message.h"
+
+namespace kvrazor {
+
+/// Counts what Take will take. Marks pages, so that several sequences of one step that share a page count it alike.
+Cache::Impl::Need Cache::Impl::Plan(Sequence& seq, int64_t count) {
+  Need need;
+  const int64_t total = seq.kv_len + count;
+  const int64_t num_pages = static_cast<int64_t>(seq.pages.size());
+  need.f16 = PagesFor(total) - num_pages;
+  const bool writes_last = seq.kv_len % kPageTokens != 0;
+  if (writes_last) {
+    Page& last = store[seq.pages.back()];
+    if (last.f16_refs - last.planned_drops > 1) {
+      ++need.f16;
+      ++last.planned_drops;
+    }
+  }
+  const int64_t untouched = num_pages - writes_last;  // pages before keep their contents
+  for (int64_t i = seq.num_sealed; i < SealedPagesAt(total); ++i) {
+    if (i < untouched) {
+      Page& page = store[seq.pages[static_cast<size_t>(i)]];
+      if (page.sealed_slot >= 0 || std::exchange(page.planned_seal, true)) continue;
+    }
+    ++need.sealed;
+    if (i == 0) ++need.exact;
+  }
+  return need;
+}
+
+void Cache::Impl::ClearPlan(const Sequence& seq, int64_t count) {
+  if (!seq.pages.empty()) store[seq.pages.back()].planned_drops = 0;
+  const int64_t end = std::min<int64_t>(SealedPagesAt(seq.kv_len + count), static_cast<int64_t>(seq.pages.size()));
+  for (int64_t i = seq.num_sealed; i < end; ++i) store[seq.pages[static_cast<size_t>(i)]].planned_seal = false;
+}
+
+void Cache::Impl::Take(Sequence& seq, int64_t count) {
+  const int64_t total = seq.kv_len + count;
+  const int last_tokens = static_cast<int>(seq.kv_len % kPageTokens);
+  if (last_tokens != 0) {
+    PageId& last = seq.pages.back();
+    if (store[last].f16_refs > 1) {
+      last = store.CopyOnWrite(last, last_tokens);
+      ++pages_copied;
+    } else if (store[last].sealed_refs > 0) {
+      last = store.Detach(last);
+    }
+  }
+  while (static_cast<int64_t>(seq.pages.size()) < PagesFor(total)) {
+    seq.pages.push_back(store.New());
+    ++table_entries;
+  }
+  const int64_t end = SealedPagesAt(total);
+  for (int64_t i = seq.num_sealed; i < end; ++i) store.Reserve(seq.pages[static_cast<size_t>(i)], i == 0);
+  seq.num_sealing = std::max<int64_t>(0, end - seq.num_sealed);
+  seq.num_new = count;
+  seq.next_layer = 0;
+}
+
+Status Cache::Begin(std::span<const NewTokens> step) {
+  Impl& impl = *impl_;
+  const int64_t most = impl.store.f16().num_slots() * kPageTokens;
+  const uint64_t mark = impl.next_mark++;
+  for (const NewTokens& part : step) {
+    Sequence& seq = impl.FindIdle(part.seq, "Begin");
+    if (part.count < 1 || part.count > most) {
+      Fail("cache: Begin: ", part.count, " new tokens for sequence ", static_cast<int64_t>(part.seq), "; 1 to ", most,
+           " fit into the 16-bit pages. Cut a long prompt into several steps.");
+    }
+    if (std::exchange(seq.mark, mark) == mark)
+      Fail("cache: Begin: sequence ", static_cast<int64_t>(part.seq), " is given twice; give each once.");
+  }
+
+  Impl::Need need;
+  for (const NewTokens& part : step) {
+    const Impl::Need more = impl.Plan(impl.Find(part.seq, "Begin"), part.count);
+    need.f16 += more.f16;
+    need.sealed += more.sealed;
+    need.exact += more.exact;
+  }
+  for (const NewTokens& part : step) impl.ClearPlan(impl.Find(part.seq, "Begin"), part.count);
+  if (need.f16 > impl.store.f16().num_free() || need.sealed > impl.store.sealed().num_free())
+    return Status::kOutOfPages;
+
+  // What can throw comes first.
+  impl.store.PrepareExact(need.exact);
+  for (const NewTokens& part : step) {
+    Sequence& seq = impl.Find(part.seq, "Begin");
+    const size_t size = static_cast<size_t>(PagesFor(seq.kv_len + part.count));
+    if (size > seq.pages.capacity()) seq.pages.reserve(std::max(size, 2 * seq.pages.capacity()));
+  }
+  for (const NewTokens& part : step) impl.Take(impl.Find(part.seq, "Begin"), part.count);
+  impl.UpdatePeak();
+  return Status::kOk;
+}
+
+void Cache::Impl::SealSide(PageId id, bool is_first, int layer, Side side) {
+  const LayerSlots& slots = format.layers[static_cast<size_t>(layer)];
+  const f16_bits* rows = store.F16Rows(id, layer, side);
+  if (!slots.is_sealed(side)) {
+    std::copy_n(rows, kPageTokens * format.row_values, reinterpret_cast<f16_bits*>(store.SealedBytes(id, layer, side)));
+    return;
+  }
+  const SecondMoment& moment = moments[static_cast<size_t>(layer)];
+  const TokenMask exact = is_first ? slots.exact : TokenMask{};
+  backend.Seal(slots.layout(side), rows, exact, moment.empty() ? nullptr : &moment, store.SealedBytes(id, layer, side));
+  if (is_first && slots.sinks > 0) std::copy_n(rows, slots.sinks * format.row_values, store.ExactRows(id, layer, side));
+}
+
+/// Writes the sealed bytes of all pages that the steps of `seqs` reserved. A page that a fork sealed before is left alone.
+void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor) {
+  struct ToSeal {
+    PageId id;
+    bool is_first;
+  };
+  std::vector<ToSeal> pages;
+  int64_t most = 0;
+  for (const Sequence* seq : seqs) most += seq->num_sealing;
+  pages.reserve(static_cast<size_t>(most));
+  for (const Sequence* seq : seqs) {
+    for (int64_t i = seq->num_sealed; i < seq->num_sealed + seq->num_sealing; ++i) {
+      const PageId id = seq->pages[static_cast<size_t>(i)];
+      if (!store[id].is_sealed && !std::exchange(store[id].planned_seal, true)) pages.push_back({id, i == 0});
+    }
+  }
+  for (const ToSeal& page : pages) store[page.id].planned_seal = false;
+  const int64_t tasks_per_page = int64_t{options.num_layers} * 2;
+  executor.Run(static_cast<int64_t>(pages.size()) * tasks_per_page, [&](int64_t task, int) {
+    const ToSeal& page = pages[static_cast<size_t>(task / tasks_per_page)];
+    const int64_t side = task % tasks_per_page;
+    SealSide(page.id, page.is_first, static_cast<int>(side / 2), kSides[static_cast<size_t>(side % 2)]);
+  });
+  for (const ToSeal& page : pages) store[page.id].is_sealed = true;
+  pages_sealed += static_cast<int64_t>(pages.size());
+}
+
+void Cache::Commit(std::span<const SequenceId> ids, Executor& executor) {
+  Impl& impl = *impl_;
+  const std::vector<Sequence*> seqs = impl.FindStep(ids, "Commit");
+  for (size_t i = 0; i < seqs.size(); ++i) {
+    if (seqs[i]->next_layer == impl.options.num_layers) continue;
+    Fail("cache: Commit: sequence ", static_cast<int64_t>(ids[i]), " has layers below ", seqs[i]->next_layer, " of ",
+         impl.options.num_layers, " appended; append the others, or Cancel the step.");
+  }
+  impl.SealPages(seqs, executor);
+  for (Sequence* seq : seqs) {
+    for (int64_t i = 0; i < seq->num_sealing; ++i)
+      impl.store.SwitchToSealed(seq->pages[static_cast<size_t>(seq->num_sealed + i)]);
+    seq->num_sealed += std::exchange(seq->num_sealing, 0);
+    seq->kv_len += std::exchange(seq->num_new, 0);
+  }
+}
+
+void Cache::Impl::CancelStep(Sequence& seq) {
+  for (int64_t i = 0; i < seq.num_sealing; ++i) store.DropReserved(seq.pages[static_cast<size_t>(seq.num_sealed + i)]);
+  seq.num_sealing = 0;
+  seq.num_new = 0;
+  ResizePages(seq, PagesFor(seq.kv_len));
+}
+
+void Cache::Cancel(std::span<const SequenceId> ids) {
+  for (Sequence* seq : impl_->FindStep(ids, "Cancel")) impl_->CancelStep(*seq);
+}
+
+}  // namespace kvrazor

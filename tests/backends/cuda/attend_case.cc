@@ -1,0 +1,189 @@
+#include "tests/backends/cuda/attend_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "reference/backend.h"
+#include "reference/dequantize.h"
+#include "src/core/half.h"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr int kDistinctPages = 5;  // tables point to these in any order; sealing is slow in the reference
+constexpr f16_bits kNaN = 0x7e00;
+constexpr int kSinkCapacity = 16;
+
+}  // namespace
+
+AttendCase::AttendCase(const CaseShape& shape) : shape_(shape), recipe_(ParseRecipe(shape.recipe)), random_(shape.seed) {
+  const HeadShape heads{shape.num_kv_heads, shape.head_dim};
+  format_ = MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)});
+  for (int i = 0; i < kDistinctPages; ++i) AddPackedPage();
+  for (int i = 0; i < kDistinctPages; ++i) AddRowPage(kPageTokens);
+  for (int b = 0; b < batch_size(); ++b) {
+    const auto k = RandomRows(recipe_.sink_tokens, shape_.key_size, 1);
+    const auto v = RandomRows(recipe_.sink_tokens, 0.3f, 0);
+    std::vector<std::byte> packed(static_cast<size_t>(format_.sink_bytes()), std::byte{0x7e});  // NaN (0x7e7e) behind the sinks
+    PackRows(format_, kSinkCapacity, recipe_.sink_tokens, k.data(), v.data(), packed.data());
+    sink_rows_.insert(sink_rows_.end(), packed.begin(), packed.end());
+    Values values;
+    for (const f16_bits x : k) values.k.push_back(F32FromF16(x));
+    for (const f16_bits x : v) values.v.push_back(F32FromF16(x));
+    sink_values_.push_back(std::move(values));
+  }
+  std::normal_distribution<float> normal;
+  q_.resize(static_cast<size_t>(batch_size()) * num_qo_heads() * shape.head_dim);
+  for (f16_bits& x : q_) x = F16FromF32(normal(random_));
+  const int longest = *std::max_element(shape_.kv_len.begin(), shape_.kv_len.end());
+  max_pages_ = std::max(1, (longest + kPageTokens - 1) / kPageTokens);
+  MakeTables(shape.seed);
+}
+
+std::vector<f16_bits> AttendCase::RandomRows(int num_tokens, float size, float offset) {
+  std::normal_distribution<float> normal;
+  std::vector<f16_bits> rows(static_cast<size_t>(num_tokens) * shape_.num_kv_heads * shape_.head_dim);
+  size_t i = 0;
+  for (int t = 0; t < num_tokens; ++t) {
+    for (int h = 0; h < shape_.num_kv_heads; ++h) {
+      const float token_size = size * std::exp(0.5f * normal(random_));  // norms of tokens differ by an order of magnitude
+      for (int c = 0; c < shape_.head_dim; ++c) rows[i++] = F16FromF32(token_size * normal(random_) + offset * static_cast<float>(c % 5 - 2));
+    }
+  }
+  return rows;
+}
+
+void AttendCase::AddPackedPage() {
+  const auto read = [&](const PageLayout& layout, const std::vector<f16_bits>& rows, std::vector<std::byte>& page, std::vector<double>& values) {
+    page.resize(static_cast<size_t>(layout.page_bytes));
+    ReferenceBackend().Seal(layout, rows.data(), {}, nullptr, page.data());
+    PageSide side;
+    side.sealed = page.data();
+    for (int t = 0; t < kPageTokens; ++t) {
+      for (int h = 0; h < shape_.num_kv_heads; ++h) {
+        for (const auto& x : reference::DequantizeHead(layout, side, t, h)) values.push_back(x.value);
+      }
+    }
+  };
+  Values values;
+  std::vector<std::byte> k, v;
+  read(format_.layer.k, RandomRows(kPageTokens, shape_.key_size, 1), k, values.k);
+  read(format_.layer.v, RandomRows(kPageTokens, 1, 0.2f), v, values.v);
+  packed_values_.push_back(std::move(values));
+  std::vector<std::byte> packed(static_cast<size_t>(format_.page_bytes()));
+  PackPage(format_, k.data(), v.data(), packed.data());
+  packed_pages_.insert(packed_pages_.end(), packed.begin(), packed.end());
+}
+
+int AttendCase::AddRowPage(int num_tokens) {
+  const auto k = RandomRows(num_tokens, shape_.key_size, 1);
+  const auto v = RandomRows(num_tokens, 1, 0.2f);
+  std::vector<std::byte> packed(static_cast<size_t>(format_.row_page_bytes()));
+  for (size_t i = 0; i < packed.size(); i += 2) {
+    packed[i] = std::byte{kNaN & 0xff};
+    packed[i + 1] = std::byte{kNaN >> 8};
+  }
+  PackRows(format_, kPageTokens, num_tokens, k.data(), v.data(), packed.data());
+  row_pages_.insert(row_pages_.end(), packed.begin(), packed.end());
+  Values values;
+  for (const f16_bits x : k) values.k.push_back(F32FromF16(x));
+  for (const f16_bits x : v) values.v.push_back(F32FromF16(x));
+  row_values_.push_back(std::move(values));
+  return static_cast<int>(row_values_.size()) - 1;
+}
+
+void AttendCase::MakeTables(uint32_t seed) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<double> share;
+  page_table_.assign(static_cast<size_t>(batch_size()) * max_pages_, 0x3fffffff);  // far out of the pool: entries behind the end are not read
+  row_start_.clear();
+  for (int b = 0; b < batch_size(); ++b) {
+    const int len = shape_.kv_len[b];
+    const int pages = (len + kPageTokens - 1) / kPageTokens;
+    const int sealed = std::max(0, len - shape_.window) / kPageTokens;
+    for (int p = 0; p < pages; ++p) {
+      const int tokens = std::min(kPageTokens, len - p * kPageTokens);
+      int32_t& entry = page_table_[static_cast<size_t>(b) * max_pages_ + p];
+      const bool rows = p >= sealed || share(random) < shape_.row_page_share;
+      if (!rows) {
+        entry = static_cast<int32_t>(random() % kDistinctPages);
+      } else {
+        entry = ~(tokens < kPageTokens ? AddRowPage(tokens) : static_cast<int32_t>(random() % kDistinctPages));
+      }
+    }
+    const int hint = shape_.wrong_hint ? static_cast<int>(random() % (pages + 2)) : sealed;
+    row_start_.push_back(hint * kPageTokens);
+  }
+}
+
+void AttendCase::Shuffle(const std::vector<int>& kv_len, uint32_t seed) {
+  shape_.kv_len = kv_len;
+  MakeTables(seed);
+}
+
+AttendSpec AttendCase::spec() const {
+  return {.format = format_,
+          .num_qo_heads = num_qo_heads(),
+          .max_batch_size = batch_size(),
+          .max_pages = max_pages_,
+          .sink_tokens = recipe_.sink_tokens,
+          .softmax_scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim))};
+}
+
+Expected AttendCase::Reference() const {
+  const int dim = shape_.head_dim;
+  Expected want;
+  for (int b = 0; b < batch_size(); ++b) {
+    for (int head = 0; head < num_qo_heads(); ++head) {
+      const int kv_head = head / shape_.gqa_ratio;
+      const f16_bits* q = &q_[(static_cast<size_t>(b) * num_qo_heads() + head) * dim];
+      std::vector<double> query(static_cast<size_t>(dim)), out(static_cast<size_t>(dim));
+      for (int c = 0; c < dim; ++c) query[c] = F32FromF16(q[c]);
+      double top = -std::numeric_limits<double>::infinity();
+      double sum = 0;
+      for (int t = 0; t < shape_.kv_len[b]; ++t) {
+        const int32_t entry = page_table_[static_cast<size_t>(b) * max_pages_ + t / kPageTokens];
+        const bool is_sink = entry >= 0 && t < recipe_.sink_tokens;
+        const Values& values = is_sink ? sink_values_[b] : entry >= 0 ? packed_values_[entry] : row_values_[~entry];
+        const double* k = &values.k[Row(t % kPageTokens, kv_head)];
+        const double* v = &values.v[Row(t % kPageTokens, kv_head)];
+        double logit = 0;
+        for (int c = 0; c < dim; ++c) logit += query[c] * k[c];
+        logit /= std::sqrt(static_cast<double>(dim));
+        if (logit > top) {
+          const double factor = std::exp(top - logit);
+          for (double& x : out) x *= factor;
+          sum *= factor;
+          top = logit;
+        }
+        const double p = std::exp(logit - top);
+        sum += p;
+        for (int c = 0; c < dim; ++c) out[c] += p * v[c];
+      }
+      for (const double x : out) want.out.push_back(sum > 0 ? x / sum : 0);
+      want.lse.push_back(top + std::log(sum));
+    }
+  }
+  return want;
+}
+
+AttendCase::OnDevice::OnDevice(const AttendCase& c, const AttendPlan& plan)
+    : packed_pages(c.packed_pages_), row_pages(c.row_pages_), sink_rows(c.sink_rows_), workspace(static_cast<size_t>(plan.workspace_bytes())),
+      page_table(c.page_table_), kv_len(std::vector<int32_t>(c.shape_.kv_len.begin(), c.shape_.kv_len.end())), row_start(c.row_start_), q(c.q_),
+      out(c.q_.size()), lse(static_cast<size_t>(c.batch_size()) * c.num_qo_heads()) {
+  plan.InitWorkspace(workspace.data(), nullptr);
+  CheckCuda(cudaDeviceSynchronize());
+}
+
+void AttendCase::OnDevice::Poison() {
+  out.Fill(0xff);
+  lse.Fill(0xff);
+}
+
+AttendArrays AttendCase::OnDevice::arrays() const {
+  return {.packed_pages = packed_pages.data(), .row_pages = row_pages.data(), .sink_rows = sink_rows.data(), .page_table = page_table.data(),
+          .kv_len = kv_len.data(), .row_start = row_start.data(), .q = q.data(), .out = out.data(), .lse = lse.data(), .workspace = workspace.data()};
+}
+
+}  // namespace kvrazor::cuda

@@ -1,0 +1,84 @@
+// One random attention problem in the three forms that a test needs: host pages for the float64 reference, device arrays for the
+// kernel, and the expected result.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "src/backends/cuda/attend.h"
+#include "tests/backends/cuda/device_buffer.h"
+
+namespace kvrazor::cuda {
+
+struct CaseShape {
+  std::string recipe = "razor-2";
+  int head_dim = 128;
+  int num_kv_heads = 2;
+  int gqa_ratio = 4;
+  std::vector<int> kv_len;
+  int window = 128;            ///< tokens behind this many (in whole pages) from the end are sealed
+  double row_page_share = 0;   ///< of the pages in front of the window that are row pages all the same
+  bool wrong_hint = false;     ///< row_start says something else than the page table
+  float key_size = 2;          ///< standard deviation of the keys' values
+  uint32_t seed = 1;
+};
+
+struct Expected {
+  std::vector<double> out;     ///< [batch][num_qo_heads][head_dim]
+  std::vector<double> lse;     ///< [batch][num_qo_heads]
+};
+
+class AttendCase {
+ public:
+  explicit AttendCase(const CaseShape& shape);
+
+  int batch_size() const { return static_cast<int>(shape_.kv_len.size()); }
+  int num_qo_heads() const { return shape_.num_kv_heads * shape_.gqa_ratio; }
+  AttendSpec spec() const;
+  Expected Reference() const;
+
+  /// Device copies; out and lse are filled with NaN.
+  struct OnDevice {
+    OnDevice(const AttendCase& c, const AttendPlan& plan);
+    AttendArrays arrays() const;
+    void Poison();
+    DeviceBuffer<std::byte> packed_pages, row_pages, sink_rows, workspace;
+    DeviceBuffer<int32_t> page_table, kv_len, row_start;
+    DeviceBuffer<f16_bits> q, out;
+    DeviceBuffer<float> lse;
+  };
+
+  /// Other lengths and page order over the same pages (for replaying a graph).
+  void Shuffle(const std::vector<int>& kv_len, uint32_t seed);
+
+  const std::vector<int32_t>& page_table() const { return page_table_; }
+  const std::vector<int32_t>& row_start() const { return row_start_; }
+  const std::vector<int>& kv_len() const { return shape_.kv_len; }
+  const std::vector<f16_bits>& q() const { return q_; }
+
+ private:
+  /// One page as read back in float64: [128][num_kv_heads][head_dim].
+  struct Values {
+    std::vector<double> k, v;
+  };
+  void AddPackedPage();
+  int AddRowPage(int num_tokens);
+  void MakeTables(uint32_t seed);
+  std::vector<f16_bits> RandomRows(int num_tokens, float size, float offset);
+  int64_t Row(int token, int head) const { return (int64_t{token} * shape_.num_kv_heads + head) * shape_.head_dim; }
+
+  CaseShape shape_;
+  Recipe recipe_;
+  PackedFormat format_;
+  std::mt19937 random_;
+  int max_pages_ = 0;
+  std::vector<std::byte> packed_pages_, row_pages_, sink_rows_;
+  std::vector<Values> packed_values_, row_values_, sink_values_;
+  std::vector<int32_t> page_table_, row_start_;
+  std::vector<f16_bits> q_;
+};
+
+}  // namespace kvrazor::cuda

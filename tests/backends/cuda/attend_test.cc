@@ -1,0 +1,283 @@
+// Decode attention against float64 on the same codes. What is left is rounding: logits from 16-bit fixed point (razor) or f16 operands
+// (affine), weights likewise, f16 output: relative L2 error 2e-3 over a case, 5e-3 for a single head. The f16 operands of affine pages
+// are rounded in proportion to the logits, so their bounds grow with the keys where a case has larger ones than CaseShape.
+#include "src/backends/cuda/attend.h"
+
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kvrazor/error.h"
+#include "src/core/half.h"
+#include "tests/backends/cuda/attend_case.h"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr double kLargestError = 2e-3;
+constexpr double kLargestHeadError = 5e-3;
+constexpr double kLargestLseError = 2e-3;
+
+std::string NameOf(const std::string& text) {
+  std::string name = text;
+  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  return name;
+}
+
+void ExpectClose(const std::vector<f16_bits>& out, const std::vector<float>& lse, const Expected& want, const CaseShape& shape) {
+  const int head_dim = shape.head_dim;
+  double error = 0, size = 0, worst = 0;
+  for (size_t head = 0; head < lse.size(); ++head) {
+    double head_error = 0, head_size = 0;
+    for (int c = 0; c < head_dim; ++c) {
+      const size_t i = head * head_dim + c;
+      const double got = F32FromF16(out[i]);
+      ASSERT_TRUE(std::isfinite(got)) << "head " << head << " channel " << c;
+      head_error += (got - want.out[i]) * (got - want.out[i]);
+      head_size += want.out[i] * want.out[i];
+    }
+    error += head_error;
+    size += head_size;
+    if (head_size > 0) worst = std::max(worst, std::sqrt(head_error / head_size));
+    if (std::isinf(want.lse[head])) {
+      EXPECT_EQ(lse[head], want.lse[head]);
+      EXPECT_EQ(head_error, 0);
+    } else {
+      EXPECT_NEAR(lse[head], want.lse[head], kLargestLseError * (1 + std::abs(want.lse[head]))) << "head " << head;
+    }
+  }
+  const double relative = size > 0 ? std::sqrt(error / size) : 0;
+  const bool affine = shape.recipe.find("razor") == std::string::npos;
+  const double growth = affine ? std::max(1.f, shape.key_size / CaseShape{}.key_size) : 1;
+  EXPECT_LE(relative, kLargestError * growth);
+  EXPECT_LE(worst, kLargestHeadError * growth);
+  testing::Test::RecordProperty("relative_l2", std::to_string(relative));
+  testing::Test::RecordProperty("worst_head", std::to_string(worst));
+}
+
+/// Runs a case three times into poisoned outputs: right, and the same bits every time.
+void RunCase(const CaseShape& shape) {
+  const AttendCase c(shape);
+  const AttendPlan plan(c.spec(), CurrentDevice());
+  AttendCase::OnDevice device(c, plan);
+  AttendArrays arrays = device.arrays();
+  arrays.batch_size = c.batch_size();
+  std::vector<f16_bits> first;
+  for (int run = 0; run < 3; ++run) {
+    device.Poison();
+    plan.Run(arrays, nullptr);
+    CheckCuda(cudaDeviceSynchronize());
+    const auto out = device.out.Download();
+    if (run == 0) {
+      first = out;
+      ExpectClose(out, device.lse.Download(), c.Reference(), shape);
+    }
+    EXPECT_EQ(out, first) << "run " << run << " differs";
+  }
+}
+
+struct Variant {
+  std::string recipe;
+  int head_dim;
+};
+
+class AttendTest : public testing::TestWithParam<Variant> {
+ protected:
+  CaseShape Shape(std::vector<int> kv_len) const {
+    CaseShape s;
+    s.recipe = GetParam().recipe;
+    s.head_dim = GetParam().head_dim;
+    s.kv_len = std::move(kv_len);
+    return s;
+  }
+};
+
+TEST_P(AttendTest, LengthsAroundEveryEdge) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  // sinks (4), row units (16), pages (128), the window (128): one less, the edge, one more
+  RunCase(Shape({0, 1, 3, 4, 5, 15, 16, 17, 31, 33, 127, 128, 129, 143, 145, 255, 256, 257, 383, 385, 1000, 2048, 0}));
+}
+
+TEST_P(AttendTest, EveryGqaRatio) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  for (int gqa = 1; gqa <= 8; ++gqa) {
+    SCOPED_TRACE(gqa);
+    CaseShape s = Shape({700, 130, 2000});
+    s.gqa_ratio = gqa;
+    s.seed = static_cast<uint32_t>(gqa);
+    RunCase(s);
+  }
+}
+
+TEST_P(AttendTest, OneLongSequenceOverAllMultiprocessors) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  CaseShape s = Shape({40000});
+  s.num_kv_heads = 1;
+  s.gqa_ratio = 2;
+  RunCase(s);
+  s.kv_len = {30000, 1, 20011};
+  s.gqa_ratio = 8;
+  RunCase(s);
+}
+
+TEST_P(AttendTest, ManySequences) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  CaseShape s = Shape({});
+  for (int b = 0; b < 300; ++b) s.kv_len.push_back(b % 7 == 0 ? 0 : 1 + (b * 7919) % 600);
+  s.gqa_ratio = 2;
+  RunCase(s);
+}
+
+TEST_P(AttendTest, RowPagesAnywhereAndAnyHint) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  for (const bool wrong_hint : {false, true}) {
+    for (const double share : {0.3, 1.0}) {
+      CaseShape s = Shape({1, 127, 640, 1300, 2049, 5000});
+      s.row_page_share = share;
+      s.wrong_hint = wrong_hint;
+      s.seed = 11;
+      RunCase(s);
+    }
+  }
+}
+
+TEST_P(AttendTest, SharpAndFlatSoftmax) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  for (const float key_size : {0.01f, 8.f}) {
+    CaseShape s = Shape({1500, 300, 4100});
+    s.key_size = key_size;
+    RunCase(s);
+  }
+}
+
+TEST_P(AttendTest, GraphReplayFollowsLengthsAndTables) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  const CaseShape s = Shape({3000, 100, 1999});
+  AttendCase c(s);
+  const AttendPlan plan(c.spec(), CurrentDevice());
+  AttendCase::OnDevice device(c, plan);
+  AttendArrays arrays = device.arrays();
+  arrays.batch_size = c.batch_size();
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  CheckCuda(cudaStreamCreate(&stream));
+  CheckCuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
+  plan.Run(arrays, stream);
+  CheckCuda(cudaStreamEndCapture(stream, &graph));
+  CheckCuda(cudaGraphInstantiate(&executable, graph, 0));
+  // Whole pages, so that the page pools stay what they are.
+  const std::vector<std::vector<int>> lengths = {{128, 512, 2944}, {0, 3072, 256}, {1024, 1024, 1024}};
+  for (const std::vector<int>& kv_len : lengths) {
+    c.Shuffle(kv_len, static_cast<uint32_t>(kv_len[0]));
+    device.page_table.Upload(c.page_table());
+    device.kv_len.Upload(std::vector<int32_t>(kv_len.begin(), kv_len.end()));
+    device.row_start.Upload(c.row_start());
+    device.Poison();
+    CheckCuda(cudaDeviceSynchronize());
+    CheckCuda(cudaGraphLaunch(executable, stream));
+    CheckCuda(cudaStreamSynchronize(stream));
+    const auto replayed = device.out.Download();
+    ExpectClose(replayed, device.lse.Download(), c.Reference(), s);
+    device.Poison();
+    plan.Run(arrays, nullptr);
+    CheckCuda(cudaDeviceSynchronize());
+    EXPECT_EQ(device.out.Download(), replayed) << "plain launch and replay differ";
+  }
+  cudaGraphExecDestroy(executable);
+  cudaGraphDestroy(graph);
+  cudaStreamDestroy(stream);
+}
+
+INSTANTIATE_TEST_SUITE_P(Formats, AttendTest,
+                         testing::Values(Variant{"razor-2", 128}, Variant{"razor-2:sinks=0", 128}, Variant{"razor-2", 64}, Variant{"oscar", 128},
+                                         Variant{"oscar:sinks=16", 64}, Variant{"kivi", 128}, Variant{"oscar:k2g128,v2g64", 128}),
+                         [](const auto& info) { return NameOf(info.param.recipe) + "_" + std::to_string(info.param.head_dim); });
+
+// ---- what a plan refuses; needs no device
+Device Hopper() { return {.name = "a device", .compute_major = 9, .num_sms = 132, .shared_bytes = 232448}; }
+
+std::string MessageOf(const AttendSpec& spec, const Device& device) {
+  try {
+    AttendPlan plan(spec, device);
+    return "accepted: " + plan.Explain();
+  } catch (const Error& e) {
+    return e.what();
+  }
+}
+
+AttendSpec GoodSpec() {
+  const Recipe recipe = ParseRecipe("razor-2");
+  const HeadShape shape{8, 128};
+  AttendSpec s;
+  s.format = MakePackedFormat({MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)});
+  s.num_qo_heads = 32;
+  s.max_batch_size = 64;
+  s.max_pages = 1024;
+  s.sink_tokens = 4;
+  s.softmax_scale = 0.1f;
+  return s;
+}
+
+TEST(AttendPlanTest, SaysWhatItPicked) {
+  const std::string text = MessageOf(GoodSpec(), Hopper());
+  EXPECT_THAT(text, testing::HasSubstr("accepted"));
+  EXPECT_THAT(text, testing::HasSubstr("int8 tensor cores"));
+  EXPECT_THAT(text, testing::HasSubstr("4 query heads a kv head"));
+}
+
+TEST(AttendPlanTest, RefusesWhatItCannotRun) {
+  const auto with = [](auto change) {
+    AttendSpec s = GoodSpec();
+    change(s);
+    return MessageOf(s, Hopper());
+  };
+  EXPECT_THAT(with([](AttendSpec& s) { s.num_qo_heads = 12; }), testing::HasSubstr("num_qo_heads=12"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.num_qo_heads = 72; }), testing::HasSubstr("1 to 8 query heads"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.max_batch_size = 0; }), testing::HasSubstr("max_batch_size=0"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.max_batch_size = 5000; }), testing::HasSubstr("Split the batch"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.max_pages = 0; }), testing::HasSubstr("max_pages=0"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.max_pages = 10000000; }), testing::HasSubstr("too large"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.sink_tokens = 17; }), testing::HasSubstr("sink_tokens=17"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.softmax_scale = 0; }), testing::HasSubstr("softmax_scale"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 12; }), testing::HasSubstr("ring_stages=12"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 32; }), testing::HasSubstr("shared memory"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.format.rotate = false; }), testing::HasSubstr("no kernel"));
+  Device old = Hopper();
+  old.compute_major = 8;
+  EXPECT_THAT(MessageOf(GoodSpec(), old), testing::HasSubstr("compute capability 8"));
+}
+
+TEST(AttendPlanTest, RunRefusesImpossibleArguments) {
+  const AttendPlan plan(GoodSpec(), Hopper());
+  const auto message = [&](const AttendArrays& arrays) -> std::string {
+    try {
+      plan.Run(arrays, nullptr);
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  AttendArrays a;
+  a.batch_size = 65;
+  EXPECT_THAT(message(a), testing::HasSubstr("batch_size=65"));
+  a.batch_size = 1;
+  EXPECT_THAT(message(a), testing::HasSubstr("must not be null"));
+  int32_t number = 0;
+  alignas(16) f16_bits values[8] = {};
+  a.page_table = a.kv_len = a.row_start = &number;
+  a.q = values;
+  a.out = values;
+  a.workspace = values;
+  EXPECT_THAT(message(a), testing::HasSubstr("sink_rows is null"));
+  a.sink_rows = reinterpret_cast<const std::byte*>(values);
+  a.q_stride = 100;
+  EXPECT_THAT(message(a), testing::HasSubstr("strides"));
+  a.q_stride = 0;
+  a.out = values + 1;
+  EXPECT_THAT(message(a), testing::HasSubstr("aligned"));
+}
+
+}  // namespace
+}  // namespace kvrazor::cuda
