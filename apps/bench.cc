@@ -20,6 +20,7 @@ namespace kvrazor::apps {
 namespace {
 
 constexpr char kDescription[] =
+    "Prefill and decode speed of several caches at several depths.\n"
     "Times prefill (reading a prompt, in batches of 512) and decode (writing one token at a time) with several KV caches at several depths, "
     "that is with so many tokens in the cache already. Every round measures all caches one after the other, each in a process of its own; "
     "the median over the rounds is shown, and its ratio to f16 in the same run.";
@@ -146,8 +147,7 @@ Json BenchJob(const Json& job, const OnProgress& progress) {
 
 void AddBench(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("bench", "Prefill and decode speed of several caches at several depths");
-  command->description(kDescription);
+  CLI::App* command = app.add_subcommand("bench", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", options->model, "Model, a .gguf file")->required();
   command->add_option("--caches", options->caches, "Caches, separated by commas: llama.cpp's types or recipes")->delimiter(',')->capture_default_str();

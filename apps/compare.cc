@@ -28,6 +28,7 @@ namespace {
 constexpr char kReference[] = "f16";
 
 constexpr char kDescription[] =
+    "Several KV caches on the same text, side by side.\n"
     "Reads a long text with each of several KV caches and shows, side by side: bytes and bits a value of the cache, peak memory of the "
     "process, tokens/s while reading (prefill) and writing (decode) at the full context, perplexity, KL divergence from the 16-bit cache, "
     "share of positions with the same most likely token, and an answer to a question about the text.\n\n"
@@ -143,8 +144,7 @@ void Compare(Options options, const Invocation& invocation) {
 
 void AddCompare(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("compare", "Several KV caches on the same text, side by side");
-  command->description(kDescription);
+  CLI::App* command = app.add_subcommand("compare", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", options->model, "Model, a .gguf file")->required();
   command->add_option("-f,--file", options->text, "Text to read, UTF-8")->required();

@@ -68,8 +68,9 @@ Json ExplainJob(const Json& job, const OnProgress&) {
 
 void AddExplain(CLI::App& app, Invocation&) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("explain", "Which format and kernel each layer gets, and why");
-  command->description("Loads the model, makes a small context with the recipe and says for each layer's keys and values which format and which "
+  CLI::App* command = app.add_subcommand("explain");
+  command->description("Which format and kernel each layer gets, and why.\n"
+                       "Loads the model, makes a small context with the recipe and says for each layer's keys and values which format and which "
                        "kernel they get, how many bits a value takes, and why a layer stays in 16 bits.");
   command->footer(
       "EXAMPLES\n"

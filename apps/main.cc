@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <cstdio>
+#include <memory>
 #include <new>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "apps/build_info.h"
 #include "apps/commands.h"
 #include "apps/failures.h"
+#include "apps/help_format.h"
 #include "apps/text_table.h"
 #include "apps/worker.h"
 #include "eval/cache_choice.h"
@@ -37,6 +39,7 @@ int Fail(ExitStatus status, const std::string& message) {
 int ParseAndRun(std::vector<std::string> arguments) {
   Invocation invocation{.arguments = arguments};
   CLI::App app(kDescription, "kvrazor");
+  app.formatter(std::make_shared<HelpFormat>());  // the subcommands inherit it
   app.footer(kFooter);
   app.set_version_flag("--version", fmt::format("kvrazor {} ({})", kBuildVersion, kBuildCommit));
   app.require_subcommand(1);

@@ -41,8 +41,9 @@ void ShowMethods(bool json) {
 
 void AddMethods(CLI::App& app, Invocation&) {
   auto json = std::make_shared<bool>(false);
-  CLI::App* command = app.add_subcommand("methods", "The quantization methods of this build");
-  command->description("Lists the methods that can be named as a recipe, with their source and known limits.");
+  CLI::App* command = app.add_subcommand("methods");
+  command->description("The quantization methods of this build.\n"
+                       "Lists the methods that can be named as a recipe, with their source and known limits.");
   command->footer(
       "RECIPES\n"
       "  A recipe is a method's name, options after a colon, other methods for some layers after a semicolon; or a .json file.\n"

@@ -14,6 +14,7 @@ namespace kvrazor::apps {
 namespace {
 
 constexpr char kDescription[] =
+    "Longest context and most users that fit into a memory.\n"
     "Says, for each cache, the longest context and the most users that fit into a memory beside the model, from the header of the file alone: "
     "the model is not loaded. Weights: the tensors in the file. KV cache: sealed pages, 16-bit windows and sinks, a user each. Workspace: an "
     "estimate of the buffers for a batch of 512 tokens.";
@@ -109,8 +110,7 @@ void ShowPlan(const Options& options, Invocation& invocation) {
 
 void AddPlan(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("plan", "Longest context and most users that fit into a memory");
-  command->description(kDescription);
+  CLI::App* command = app.add_subcommand("plan", kDescription);
   command->footer(kExamples);
   command->add_option("model,-m,--model", options->model, "Model, a .gguf file")->required();
   command->add_option("--memory", options->memory, "Memory to use, for example 24G or 512M (units of 1024)")->required();

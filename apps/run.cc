@@ -26,6 +26,7 @@ namespace {
 constexpr int64_t kDefaultMaxContext = 8192;
 
 constexpr char kDescription[] =
+    "Write an answer, or hold a conversation.\n"
     "Writes an answer to a prompt, token by token, with the KV cache kept as the recipe says. Without -p and -f it reads a conversation from "
     "stdin, one message a line, until end of file. The model's chat template is applied unless --raw is given. What the cache took is printed "
     "to stderr at the end.";
@@ -270,8 +271,7 @@ void Run(Options options, Invocation& invocation) {
 
 void AddRun(CLI::App& app, Invocation& invocation) {
   auto options = std::make_shared<Options>();
-  CLI::App* command = app.add_subcommand("run", "Write an answer, or hold a conversation");
-  command->description(kDescription);
+  CLI::App* command = app.add_subcommand("run", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", options->model, "Model, a .gguf file")->required();
   command->add_option("-p,--prompt", options->prompt, "Prompt; with -f it follows the file's text");

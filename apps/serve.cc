@@ -4,10 +4,12 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <memory>
 #include <optional>
 
 #include "apps/commands.h"
 #include "apps/failures.h"
+#include "apps/help_format.h"
 #include "eval/cache_choice.h"
 #include "eval/gguf_header.h"
 #include "ui.h"
@@ -19,6 +21,7 @@ namespace kvrazor::apps {
 namespace {
 
 constexpr char kDescription[] =
+    "OpenAI-compatible server (llama.cpp's own) on the packed cache.\n"
     "llama.cpp's own server, with its OpenAI-compatible API, on the packed KV cache. The options below are kvrazor's; all others are passed on "
     "to the server unchanged (kvrazor serve --help-server lists them).";
 constexpr char kExamples[] =
@@ -81,8 +84,7 @@ int RunServer(std::vector<std::string> arguments) {
 }  // namespace
 
 void AddServeHelp(CLI::App& app) {
-  CLI::App* command = app.add_subcommand("serve", "OpenAI-compatible server (llama.cpp's own) on the packed cache");
-  command->description(kDescription);
+  CLI::App* command = app.add_subcommand("serve", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", "Model, a .gguf file")->required();
   command->add_option("--recipe", "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (default: razor-2)");
@@ -94,6 +96,7 @@ int ServeMain(const std::vector<std::string>& arguments) {
   const Options options = Parse(arguments);
   if (options.help) {
     CLI::App app("", "kvrazor");
+    app.formatter(std::make_shared<HelpFormat>());
     AddServeHelp(app);
     fmt::print("{}", app.get_subcommand("serve")->help("kvrazor"));
     return kExitOk;

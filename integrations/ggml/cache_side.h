@@ -3,7 +3,7 @@
 //
 //   slot          0 .. num_slots-1, stream-major; page = slot / 128
 //   page state    empty -> staged (16-bit rows) -> sealed (packed bytes) -> staged again if a slot of it is written to
-//   packed bytes  page p at p * PageLayout::page_bytes of a reserved range: memory follows the pages that were ever sealed
+//   packed bytes  page p at p * PageLayout::page_bytes of a reserved range: memory follows the pages ever sealed
 //
 // A page is sealed only when it is full and KeepPages newer full pages of its stream stand behind it in 16 bits, so
 // that a draft that is rolled back never touches sealed pages and a page that is rewritten token by token is not sealed

@@ -2,7 +2,8 @@
 // as one carrier that fills the place of its 128 rows, so that loading it gives the same sealed bytes and nothing is
 // quantized twice.
 //
-//   header (magic, version, layout hash, layer, side, checksum, exact tokens) | sealed bytes | exact rows | part of the second moment | 0 ...
+//   header (magic, version, layout hash, layer, side, checksum, exact tokens) | sealed bytes | exact rows |
+//   part of the second moment | 0 ...
 //
 // Razor keys: the second moment of the queries travels in the room that is left, a part in each page, so that a
 // restored cache goes on sealing as the saved one would have. The byte order is the machine's, as in llama.cpp's own

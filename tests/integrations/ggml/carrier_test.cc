@@ -67,7 +67,9 @@ TEST_P(CarrierTest, CarriesPageExactTokensAndMoment) {
     EXPECT_EQ(std::memcmp(page.sealed, side_->sealed_bytes(p), static_cast<size_t>(side_->layout().page_bytes)), 0);
     EXPECT_EQ(page.exact, side_->page(p).exact);
     EXPECT_EQ(page.exact.Count(), p == 0 ? 4 : 0);
-    if (p == 0) EXPECT_EQ(std::memcmp(page.exact_rows, side_->page(0).exact_rows.get(), 4 * kWidth * 2), 0);
+    if (p == 0) {
+      EXPECT_EQ(std::memcmp(page.exact_rows, side_->page(0).exact_rows.get(), 4 * kWidth * 2), 0);
+    }
   }
   SecondMoment restored(kShape);
   ASSERT_TRUE(AssembleMoment(parts, restored));
