@@ -127,7 +127,7 @@ TEST(CacheAttendTest, OptionsReachTheBackendBySequence) {
   o.backend = &backend;
   Cache cache(o);
   const SequenceId seqs[] = {cache.Open(), cache.Open()};
-  const std::vector<float> rows(300 * 32);
+  const std::vector<float> rows(3 * P * 32);  // the longest step below
   auto start = [&](int64_t a, int64_t b) {
     const NewTokens step[] = {{seqs[0], a}, {seqs[1], b}};
     ASSERT_EQ(cache.Begin(step), Status::kOk);
