@@ -21,8 +21,10 @@ namespace {
 
 constexpr char kDescription[] =
     "Prefill and decode speed of several caches at several depths.\n"
-    "Times prefill (reading a prompt, in batches of 512) and decode (writing one token at a time) with several KV caches at several depths, "
-    "that is with so many tokens in the cache already. Every round measures all caches one after the other, each in a process of its own; "
+    "Times prefill (reading a prompt, in batches of 512) and decode (writing one token at a time) with several KV "
+    "caches at several depths, "
+    "that is with so many tokens in the cache already. Every round measures all caches one after the other, each in a "
+    "process of its own; "
     "the median over the rounds is shown, and its ratio to f16 in the same run.";
 constexpr char kExamples[] =
     "EXAMPLES\n"
@@ -54,10 +56,16 @@ Results Measure(const Options& options) {
   for (int round = 0; round < options.rounds; ++round) {
     for (const std::string& cache : options.caches) {
       const std::string label = fmt::format("round {}/{}: {}", round + 1, options.rounds, cache);
-      const Json measured = RunWorker({{"kind", "bench"}, {"model", options.model}, {"cache", cache}, {"depths", options.depths},
-                                       {"new_tokens", options.new_tokens}, {"threads", options.threads},
-                                       {"require", options.require && eval::ParseCacheChoice(cache).packed}, {"verbose", options.verbose}}, -1,
-                                      [&](const std::string&, int64_t done, int64_t total) { progress.Update(label, done, total); });
+      const Json measured =
+          RunWorker({{"kind", "bench"},
+                     {"model", options.model},
+                     {"cache", cache},
+                     {"depths", options.depths},
+                     {"new_tokens", options.new_tokens},
+                     {"threads", options.threads},
+                     {"require", options.require && eval::ParseCacheChoice(cache).packed},
+                     {"verbose", options.verbose}},
+                    -1, [&](const std::string&, int64_t done, int64_t total) { progress.Update(label, done, total); });
       for (const Json& point : measured) {
         Cell& cell = results[{cache, point.at("depth")}];
         cell.prefill.push_back(point.at("prefill_tps"));
@@ -73,8 +81,9 @@ void Bench(Options options, const Invocation& invocation) {
   std::sort(options.depths.begin(), options.depths.end());
   for (size_t i = 1; i < options.depths.size(); ++i) {
     if (options.depths[i] < options.depths[i - 1] + options.new_tokens)
-      throw UsageError(fmt::format("--depths: {} new tokens after depth {} end beyond the next depth, {}. Give depths further apart.", options.new_tokens,
-                                   options.depths[i - 1], options.depths[i]));
+      throw UsageError(fmt::format(
+          "--depths: {} new tokens after depth {} end beyond the next depth, {}. Give depths further apart.",
+          options.new_tokens, options.depths[i - 1], options.depths[i]));
   }
   for (const std::string& cache : options.caches) eval::ParseCacheChoice(cache);
   CatchInterrupts();
@@ -85,7 +94,8 @@ void Bench(Options options, const Invocation& invocation) {
   for (const int64_t depth : options.depths) {
     for (const std::string& cache : options.caches) {
       const Cell& cell = results.at({cache, depth});
-      Json entry = {{"recipe", cache}, {"depth", depth}, {"prefill_tps", cell.Prefill()}, {"decode_tps", cell.Decode()}};
+      Json entry = {
+          {"recipe", cache}, {"depth", depth}, {"prefill_tps", cell.Prefill()}, {"decode_tps", cell.Decode()}};
       std::string prefill_ratio = "-", decode_ratio = "-";
       if (has_f16) {
         const Cell& f16 = results.at({"f16", depth});
@@ -97,16 +107,23 @@ void Bench(Options options, const Invocation& invocation) {
       entry["prefill_tps_rounds"] = cell.prefill;
       entry["decode_tps_rounds"] = cell.decode;
       list.push_back(entry);
-      table.Add({fmt::format("{}", depth), cache, fmt::format("{:.0f}", cell.Prefill()), prefill_ratio, fmt::format("{:.1f}", cell.Decode()), decode_ratio});
+      table.Add({fmt::format("{}", depth), cache, fmt::format("{:.0f}", cell.Prefill()), prefill_ratio,
+                 fmt::format("{:.1f}", cell.Decode()), decode_ratio});
     }
   }
   if (options.json) {
-    const Json report = {{"model", options.model}, {"threads", options.threads}, {"new_tokens", options.new_tokens}, {"rounds", options.rounds},
-                         {"machine", MachineText()}, {"commit", CommitText()}, {"command", CommandText(invocation.arguments)}, {"results", list}};
+    const Json report = {{"model", options.model},
+                         {"threads", options.threads},
+                         {"new_tokens", options.new_tokens},
+                         {"rounds", options.rounds},
+                         {"machine", MachineText()},
+                         {"commit", CommitText()},
+                         {"command", CommandText(invocation.arguments)},
+                         {"results", list}};
     fmt::print("{}\n", report.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
-    fmt::print("{} threads, {} new tokens a depth, median of {} rounds, {}\n\n{}", options.threads, options.new_tokens, options.rounds, MachineText(),
-               table.Text());
+    fmt::print("{} threads, {} new tokens a depth, median of {} rounds, {}\n\n{}", options.threads, options.new_tokens,
+               options.rounds, MachineText(), table.Text());
   }
 }
 
@@ -132,15 +149,16 @@ Json BenchJob(const Json& job, const OnProgress& progress) {
   const eval::ModelPtr model = eval::LoadModel(job.at("model"));
   const int64_t trained = llama_model_n_ctx_train(model.get());
   if (trained > 0 && context_tokens > trained)
-    throw UsageError(fmt::format("depth {} and {} new tokens exceed the {} tokens that the model was trained for. Give smaller --depths.", depths.back(),
-                                 new_tokens, trained));
+    throw UsageError(fmt::format(
+        "depth {} and {} new tokens exceed the {} tokens that the model was trained for. Give smaller --depths.",
+        depths.back(), new_tokens, trained));
   const eval::ContextPtr context = eval::MakeContext(
       model.get(), cache, {.context = context_tokens, .threads = job.at("threads"), .require = job.at("require")});
   const std::vector<llama_token> tokens = ArbitraryTokens(model.get(), context_tokens);
   eval::WarmUp(context.get(), tokens);
   Json result = Json::array();
-  for (const eval::DepthSpeed& speed : eval::MeasureDepths(context.get(), tokens, depths, new_tokens,
-                                                           [&](int64_t done) { progress("bench", done, context_tokens); }))
+  for (const eval::DepthSpeed& speed : eval::MeasureDepths(
+           context.get(), tokens, depths, new_tokens, [&](int64_t done) { progress("bench", done, context_tokens); }))
     result.push_back({{"depth", speed.depth}, {"prefill_tps", speed.prefill_tps}, {"decode_tps", speed.decode_tps}});
   return result;
 }
@@ -150,12 +168,21 @@ void AddBench(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("bench", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", options->model, "Model, a .gguf file")->required();
-  command->add_option("--caches", options->caches, "Caches, separated by commas: llama.cpp's types or recipes")->delimiter(',')->capture_default_str();
+  command->add_option("--caches", options->caches, "Caches, separated by commas: llama.cpp's types or recipes")
+      ->delimiter(',')
+      ->capture_default_str();
   command->add_option("--depths", options->depths, "Tokens in the cache when decoding begins, separated by commas")
-      ->delimiter(',')->check(CLI::Range(int64_t{1}, int64_t{1} << 31))->capture_default_str();
-  command->add_option("-n,--new-tokens", options->new_tokens, "Tokens decoded at each depth")->check(CLI::Range(int64_t{1}, int64_t{65536}))->capture_default_str();
-  command->add_option("-r,--rounds", options->rounds, "Rounds over all caches")->check(CLI::Range(1, 1000))->capture_default_str();
-  command->add_option("-t,--threads", options->threads, "Threads; by default all processors")->check(CLI::Range(1, 1024));
+      ->delimiter(',')
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
+      ->capture_default_str();
+  command->add_option("-n,--new-tokens", options->new_tokens, "Tokens decoded at each depth")
+      ->check(CLI::Range(int64_t{1}, int64_t{65536}))
+      ->capture_default_str();
+  command->add_option("-r,--rounds", options->rounds, "Rounds over all caches")
+      ->check(CLI::Range(1, 1000))
+      ->capture_default_str();
+  command->add_option("-t,--threads", options->threads, "Threads; by default all processors")
+      ->check(CLI::Range(1, 1024));
   command->add_flag("--require", options->require, "Fail if a recipe leaves any layer in 16 bits");
   command->add_flag("--json", options->json, "Print JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress");

@@ -23,13 +23,16 @@ using Tokens = std::vector<llama_token>;
 
 int64_t ChooseContext(int64_t asked, int64_t trained, int64_t text_tokens) {
   if (text_tokens < kMinContext)
-    throw UsageError(fmt::format("the text has {} tokens; at least {} are needed. Give a longer text with -f.", text_tokens, kMinContext));
+    throw UsageError(fmt::format("the text has {} tokens; at least {} are needed. Give a longer text with -f.",
+                                 text_tokens, kMinContext));
   if (asked == 0) return std::min({trained > 0 ? trained : kDefaultMaxContext, text_tokens, kDefaultMaxContext});
   if (asked < kMinContext) throw UsageError(fmt::format("-c {}: at least {} tokens are needed.", asked, kMinContext));
   if (asked > text_tokens)
-    throw UsageError(fmt::format("-c {}: the text has only {} tokens. Give a longer text, or -c {} or less.", asked, text_tokens, text_tokens));
+    throw UsageError(fmt::format("-c {}: the text has only {} tokens. Give a longer text, or -c {} or less.", asked,
+                                 text_tokens, text_tokens));
   if (trained > 0 && asked > trained)
-    throw UsageError(fmt::format("-c {}: the model was trained for {} tokens. Give -c {} or less.", asked, trained, trained));
+    throw UsageError(
+        fmt::format("-c {}: the model was trained for {} tokens. Give -c {} or less.", asked, trained, trained));
   return asked;
 }
 
@@ -56,8 +59,10 @@ Tokens FittingPrompt(const llama_model* model, const Tokens& text_tokens, const 
   };
   const int64_t overhead = std::ssize(prompt(0));
   if (overhead > room)
-    throw UsageError(fmt::format("the question takes {} tokens, but only {} fit beside the answer. Ask a shorter one, or use a longer context (-c).",
-                                 overhead, room));
+    throw UsageError(
+        fmt::format("the question takes {} tokens, but only {} fit beside the answer. Ask a shorter one, or use a "
+                    "longer context (-c).",
+                    overhead, room));
   int64_t count = std::min<int64_t>(room - overhead, std::ssize(text_tokens));
   Tokens tokens = prompt(count);
   while (std::ssize(tokens) > room && count > 0) {
@@ -77,22 +82,29 @@ Json CompareJob(const Json& job, const OnProgress& progress) {
   const bool require = job.at("require");
   progress("loading", 0, 1);
   const eval::ModelPtr model = eval::LoadModel(job.at("model"));
-  const Tokens text_tokens = eval::Tokenize(model.get(), job.at("text").get<std::string>(), /*add_first=*/true, /*special=*/false);
-  const int64_t context = ChooseContext(job.at("context"), llama_model_n_ctx_train(model.get()), std::ssize(text_tokens));
-  if (new_tokens + 16 > context) throw UsageError(fmt::format("--answer-tokens {}: the context holds {}. Give fewer.", new_tokens, context));
+  const Tokens text_tokens =
+      eval::Tokenize(model.get(), job.at("text").get<std::string>(), /*add_first=*/true, /*special=*/false);
+  const int64_t context =
+      ChooseContext(job.at("context"), llama_model_n_ctx_train(model.get()), std::ssize(text_tokens));
+  if (new_tokens + 16 > context)
+    throw UsageError(fmt::format("--answer-tokens {}: the context holds {}. Give fewer.", new_tokens, context));
   const Tokens prompt = FittingPrompt(model.get(), text_tokens, job.at("question"), context - new_tokens);
 
   Json result = {{"context", context}, {"packed", cache.packed}};
   {
-    const eval::ContextPtr ctx = eval::MakeContext(model.get(), cache, {.context = context, .threads = threads, .require = require});
+    const eval::ContextPtr ctx =
+        eval::MakeContext(model.get(), cache, {.context = context, .threads = threads, .require = require});
     eval::WarmUp(ctx.get(), prompt);
     const int64_t total = std::ssize(prompt) + new_tokens;
     const eval::Generation generation =
         eval::Generate(ctx.get(), prompt, new_tokens, [&](int64_t done) { progress("speed and answer", done, total); });
     const eval::KvUsage kv = eval::MeasureKv(ctx.get(), cache);
     result["kv_bytes"] = kv.bytes;
-    result["kv_bytes_by_kind"] = {{"sealed", kv.sealed_bytes}, {"staging", kv.staging_bytes}, {"sinks", kv.sink_bytes},
-                                  {"tables", kv.table_bytes}, {"unpacked", kv.unpacked_bytes}};
+    result["kv_bytes_by_kind"] = {{"sealed", kv.sealed_bytes},
+                                  {"staging", kv.staging_bytes},
+                                  {"sinks", kv.sink_bytes},
+                                  {"tables", kv.table_bytes},
+                                  {"unpacked", kv.unpacked_bytes}};
     result["page_bits_per_value"] = kv.page_bits_per_value;
     result["f16_layers"] = kv.f16_layers;
     result["peak_rss_bytes"] = eval::PeakResidentBytes();
@@ -104,10 +116,12 @@ Json CompareJob(const Json& job, const OnProgress& progress) {
     result["answer_tokens"] = generation.text_tokens;
   }
 
-  const std::vector<int64_t> positions = eval::SamplePositions(context, std::min(kFirstPosition, context / 2), job.at("positions"));
+  const std::vector<int64_t> positions =
+      eval::SamplePositions(context, std::min(kFirstPosition, context / 2), job.at("positions"));
   eval::ReferenceFile reference = eval::ReferenceFile::Borrow(job.at("reference_fd"));
   const eval::ContextPtr ctx = eval::MakeContext(
-      model.get(), cache, {.context = context, .batch = eval::kAccuracyBatch, .outputs = eval::kAccuracyBatch, .threads = threads});
+      model.get(), cache,
+      {.context = context, .batch = eval::kAccuracyBatch, .outputs = eval::kAccuracyBatch, .threads = threads});
   const std::span<const llama_token> tokens(text_tokens.data(), static_cast<size_t>(context));
   const eval::Agreement agreement = eval::MeasureAccuracy(ctx.get(), tokens, positions, reference, is_reference,
                                                           [&](int64_t done) { progress("accuracy", done, context); });

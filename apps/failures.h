@@ -7,10 +7,10 @@ namespace kvrazor::apps {
 
 enum ExitStatus {
   kExitOk = 0,
-  kExitFailed = 1,        ///< something went wrong at run time: a file, the model, memory
-  kExitUsage = 2,         ///< the command line asks for something impossible
-  kExitRequirement = 3,   ///< --require, or a limit given on the command line, is not met
-  kExitInterrupted = 130, ///< Ctrl-C or SIGTERM; nothing was written
+  kExitFailed = 1,         ///< something went wrong at run time: a file, the model, memory
+  kExitUsage = 2,          ///< the command line asks for something impossible
+  kExitRequirement = 3,    ///< --require, or a limit given on the command line, is not met
+  kExitInterrupted = 130,  ///< Ctrl-C or SIGTERM; nothing was written
 };
 
 /// Wrong command line, found after parsing: kExitUsage.

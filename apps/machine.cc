@@ -23,8 +23,10 @@ std::string MachineText() {
   }
   utsname system = {};
   uname(&system);
-  const double memory = static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1 << 30);
-  return fmt::format("{}, {} CPUs, {:.1f} GiB, {} {}", processor, NumProcessors(), memory, system.sysname, system.machine);
+  const double memory =
+      static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1 << 30);
+  return fmt::format("{}, {} CPUs, {:.1f} GiB, {} {}", processor, NumProcessors(), memory, system.sysname,
+                     system.machine);
 }
 
 std::string CommitText() { return kBuildCommit; }
@@ -40,7 +42,10 @@ std::string CommandText(const std::vector<std::string>& arguments) {
   std::string text;
   for (const std::string& argument : arguments) {
     if (!text.empty()) text += ' ';
-    const bool plain = !argument.empty() && argument.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=:,./@%") == std::string::npos;
+    const bool plain =
+        !argument.empty() &&
+        argument.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-+=:,./@%") ==
+            std::string::npos;
     if (plain) {
       text += argument;
       continue;

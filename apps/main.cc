@@ -57,7 +57,8 @@ int ParseAndRun(std::vector<std::string> arguments) {
     return app.exit(e) == 0 ? kExitOk : kExitFailed;
   } catch (const CLI::ParseError& e) {
     const auto chosen = app.get_subcommands();
-    return Fail(kExitUsage, fmt::format("{}\nTry 'kvrazor {}--help'.", e.what(), chosen.empty() ? "" : chosen.front()->get_name() + " "));
+    return Fail(kExitUsage, fmt::format("{}\nTry 'kvrazor {}--help'.", e.what(),
+                                        chosen.empty() ? "" : chosen.front()->get_name() + " "));
   }
   return invocation.status;
 }
@@ -69,7 +70,8 @@ int Main(std::vector<std::string> arguments) {
     if (arguments.size() == 2 && arguments[1] == "worker") return WorkerMain();
     const bool serve = arguments.size() > 1 && arguments[1] == "serve";
     const int status = serve ? ServeMain({arguments.begin() + 2, arguments.end()}) : ParseAndRun(arguments);
-    if (std::fflush(stdout) != 0 || std::ferror(stdout)) return Fail(kExitFailed, "writing to the standard output failed. Is the disk full?");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout))
+      return Fail(kExitFailed, "writing to the standard output failed. Is the disk full?");
     return status;
   } catch (const UsageError& e) {
     return Fail(kExitUsage, e.what());

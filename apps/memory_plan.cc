@@ -46,16 +46,20 @@ std::string ReasonAgainst(const Recipe& recipe, const eval::LayerShape& layer) {
   return "";
 }
 
-double PackedSideBytes(const SideRecipe& recipe, Side side, const eval::LayerShape& layer, const Recipe& whole, int64_t context) {
-  const PageLayout page = MakePageLayout(recipe, side, {layer.num_kv_heads, side == Side::kKey ? layer.k_head_dim : layer.v_head_dim});
+double PackedSideBytes(const SideRecipe& recipe, Side side, const eval::LayerShape& layer, const Recipe& whole,
+                       int64_t context) {
+  const PageLayout page =
+      MakePageLayout(recipe, side, {layer.num_kv_heads, side == Side::kKey ? layer.k_head_dim : layer.v_head_dim});
   const double num_pages = std::ceil(static_cast<double>(context) / kPageTokens);
   if (recipe.codec == Codec::kF16) return num_pages * static_cast<double>(page.f16_page_bytes());
   const double staged = std::min(num_pages, static_cast<double>(CeilDiv(whole.residual_tokens, kPageTokens) + 1));
-  const double sinks = static_cast<double>(std::min<int64_t>(whole.sink_tokens, context)) * static_cast<double>(page.row_values()) * 2;
+  const double sinks =
+      static_cast<double>(std::min<int64_t>(whole.sink_tokens, context)) * static_cast<double>(page.row_values()) * 2;
   // Second moment of the queries that codes are chosen by, float32, one matrix a kv head.
-  const double moment = recipe.codec == Codec::kRazorKey ? 4.0 * layer.num_kv_heads * layer.k_head_dim * layer.k_head_dim : 0;
-  return (num_pages - staged) * static_cast<double>(page.page_bytes) + staged * static_cast<double>(page.f16_page_bytes()) + sinks + moment +
-         num_pages * kPageTableBytes;
+  const double moment =
+      recipe.codec == Codec::kRazorKey ? 4.0 * layer.num_kv_heads * layer.k_head_dim * layer.k_head_dim : 0;
+  return (num_pages - staged) * static_cast<double>(page.page_bytes) +
+         staged * static_cast<double>(page.f16_page_bytes()) + sinks + moment + num_pages * kPageTableBytes;
 }
 
 // 16-bit pages that a batch passes through on its way into a layer's sealed pages: one layer at a time, so once for all.
@@ -81,7 +85,8 @@ double KvBytes(const eval::ModelShape& shape, const eval::CacheChoice& cache, in
     if (!ReasonAgainst(own, layer).empty()) {
       bytes += RowBytes(layer, GGML_TYPE_F16) * HeldTokens(layer, context);
     } else {
-      bytes += PackedSideBytes(own.k, Side::kKey, layer, own, context) + PackedSideBytes(own.v, Side::kValue, layer, own, context);
+      bytes += PackedSideBytes(own.k, Side::kKey, layer, own, context) +
+               PackedSideBytes(own.v, Side::kValue, layer, own, context);
       transient = std::max(transient, TransientBytes(own, layer, context));
     }
   }
@@ -98,18 +103,25 @@ std::string UnpackedLayers(const eval::ModelShape& shape, const eval::CacheChoic
     if (const std::string reason = ReasonAgainst(recipe.ForLayer(i), layer); !reason.empty()) ++reasons[reason];
   }
   std::string text;
-  for (const auto& [reason, count] : reasons) text += fmt::format("{}{} of {} layers stay in 16 bits: {}", text.empty() ? "" : "; ", count, shape.layers.size(), reason);
+  for (const auto& [reason, count] : reasons)
+    text += fmt::format("{}{} of {} layers stay in 16 bits: {}", text.empty() ? "" : "; ", count, shape.layers.size(),
+                        reason);
   return text;
 }
 
 double WorkspaceBytes(const eval::ModelShape& shape) {
   // Float32 logits, and at most about this many rows of the embedding's width alive at once (feed-forward layers included).
   constexpr double kLiveRows = 16;
-  return static_cast<double>(kDefaultBatch) * (static_cast<double>(shape.vocabulary) + kLiveRows * static_cast<double>(shape.embedding_length)) * sizeof(float);
+  return static_cast<double>(kDefaultBatch) *
+         (static_cast<double>(shape.vocabulary) + kLiveRows * static_cast<double>(shape.embedding_length)) *
+         sizeof(float);
 }
 
-int64_t LongestContext(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t users, double bytes, int64_t most) {
-  const auto fits = [&](int64_t steps) { return static_cast<double>(users) * KvBytes(shape, cache, steps * kContextStep) <= bytes; };
+int64_t LongestContext(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t users, double bytes,
+                       int64_t most) {
+  const auto fits = [&](int64_t steps) {
+    return static_cast<double>(users) * KvBytes(shape, cache, steps * kContextStep) <= bytes;
+  };
   int64_t good = 0, bad = CeilDiv(most, kContextStep) + 1;  // KvBytes grows with the context
   while (bad - good > 1) {
     const int64_t middle = good + (bad - good) / 2;
@@ -127,15 +139,18 @@ int64_t MostUsers(const eval::ModelShape& shape, const eval::CacheChoice& cache,
 
 double ParseBytes(std::string_view text) {
   const auto refuse = [&] {
-    return UsageError(fmt::format("'{}' is not a size. Give a number with an optional unit K, M, G or T (1024 each), for example 24G.", text));
+    return UsageError(fmt::format(
+        "'{}' is not a size. Give a number with an optional unit K, M, G or T (1024 each), for example 24G.", text));
   };
   double number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
   if (error != std::errc() || !(number > 0) || !std::isfinite(number)) throw refuse();
   std::string unit(end, text.data() + text.size());
   for (char& c : unit) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  if (unit.ends_with("IB")) unit.resize(unit.size() - 2);
-  else if (unit.ends_with("B")) unit.resize(unit.size() - 1);
+  if (unit.ends_with("IB"))
+    unit.resize(unit.size() - 2);
+  else if (unit.ends_with("B"))
+    unit.resize(unit.size() - 1);
   constexpr std::string_view kUnits = "KMGTP";
   const size_t at = unit.size() == 1 ? kUnits.find(unit[0]) : std::string_view::npos;
   if (!unit.empty() && at == std::string_view::npos) throw refuse();

@@ -22,7 +22,8 @@ std::string UnpackedLayers(const eval::ModelShape& shape, const eval::CacheChoic
 double WorkspaceBytes(const eval::ModelShape& shape);
 
 /// Longest context, a multiple of 256 (llama.cpp pads to it) up to `most`, with which `users` caches fit into `bytes`; 0: none.
-int64_t LongestContext(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t users, double bytes, int64_t most);
+int64_t LongestContext(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t users, double bytes,
+                       int64_t most);
 /// Most caches of `context` tokens that fit into `bytes`.
 int64_t MostUsers(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t context, double bytes);
 

@@ -16,24 +16,32 @@ namespace {
 constexpr HeadShape kTypicalShape = {.num_kv_heads = 8, .head_dim = 128};
 
 double StoredBits(const Recipe& recipe) {
-  return (MakePageLayout(recipe.k, Side::kKey, kTypicalShape).bits_per_value() + MakePageLayout(recipe.v, Side::kValue, kTypicalShape).bits_per_value()) / 2;
+  return (MakePageLayout(recipe.k, Side::kKey, kTypicalShape).bits_per_value() +
+          MakePageLayout(recipe.v, Side::kValue, kTypicalShape).bits_per_value()) /
+         2;
 }
 
 void ShowMethods(bool json) {
   if (json) {
     Json list = Json::array();
     for (const Method& method : Methods()) {
-      list.push_back({{"name", method.name}, {"summary", method.summary}, {"source", method.source}, {"known_limits", method.known_limits},
-                      {"recipe", ToText(method.recipe)}, {"stored_bits_per_value", StoredBits(method.recipe)},
-                      {"residual_tokens", method.recipe.residual_tokens}, {"sink_tokens", method.recipe.sink_tokens}});
+      list.push_back({{"name", method.name},
+                      {"summary", method.summary},
+                      {"source", method.source},
+                      {"known_limits", method.known_limits},
+                      {"recipe", ToText(method.recipe)},
+                      {"stored_bits_per_value", StoredBits(method.recipe)},
+                      {"residual_tokens", method.recipe.residual_tokens},
+                      {"sink_tokens", method.recipe.sink_tokens}});
     }
     fmt::print("{}\n", list.dump(2));
     return;
   }
   for (const Method& method : Methods()) {
-    fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens)\n{}{}{}\n", method.name, StoredBits(method.recipe),
-               kTypicalShape.num_kv_heads, kTypicalShape.head_dim, method.recipe.sink_tokens, Wrapped(method.summary, 100, "    "),
-               Wrapped("Source: " + method.source, 100, "    "), Wrapped("Known limits: " + method.known_limits, 100, "    "));
+    fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens)\n{}{}{}\n", method.name,
+               StoredBits(method.recipe), kTypicalShape.num_kv_heads, kTypicalShape.head_dim, method.recipe.sink_tokens,
+               Wrapped(method.summary, 100, "    "), Wrapped("Source: " + method.source, 100, "    "),
+               Wrapped("Known limits: " + method.known_limits, 100, "    "));
   }
 }
 
@@ -42,14 +50,17 @@ void ShowMethods(bool json) {
 void AddMethods(CLI::App& app, Invocation&) {
   auto json = std::make_shared<bool>(false);
   CLI::App* command = app.add_subcommand("methods");
-  command->description("The quantization methods of this build.\n"
-                       "Lists the methods that can be named as a recipe, with their source and known limits.");
+  command->description(
+      "The quantization methods of this build.\n"
+      "Lists the methods that can be named as a recipe, with their source and known limits.");
   command->footer(
       "RECIPES\n"
-      "  A recipe is a method's name, options after a colon, other methods for some layers after a semicolon; or a .json file.\n"
+      "  A recipe is a method's name, options after a colon, other methods for some layers after a semicolon; or a "
+      ".json file.\n"
       "    razor-2                          the method as it is\n"
       "    razor-2:sinks=8                  the first 8 tokens stay in 16 bits\n"
-      "    oscar:k2g32,v2g32,residual=256   bits and group sizes of keys and values, tokens kept in 16 bits at the end\n"
+      "    oscar:k2g32,v2g32,residual=256   bits and group sizes of keys and values, tokens kept in 16 bits at the "
+      "end\n"
       "    razor-2;0-1=f16                  layers 0 and 1 in 16 bits\n\n"
       "EXAMPLES\n"
       "  kvrazor methods\n"

@@ -49,8 +49,10 @@ void Progress::Update(const std::string& stage, int64_t done, int64_t total) {
   const double share = total > 0 ? std::clamp(static_cast<double>(done) / static_cast<double>(total), 0.0, 1.0) : 0.0;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const int filled = static_cast<int>(share * kBarWidth);
-  const std::string left = share > 0.02 && share < 1 ? fmt::format("{} left", Duration(seconds / share * (1 - share))) : Duration(seconds);
-  fmt::print(stderr, "\r\033[K{:<30} [{}{}] {:3.0f} %  {}", stage, std::string(filled, '#'), std::string(kBarWidth - filled, '.'), 100 * share, left);
+  const std::string left =
+      share > 0.02 && share < 1 ? fmt::format("{} left", Duration(seconds / share * (1 - share))) : Duration(seconds);
+  fmt::print(stderr, "\r\033[K{:<30} [{}{}] {:3.0f} %  {}", stage, std::string(filled, '#'),
+             std::string(kBarWidth - filled, '.'), 100 * share, left);
   std::fflush(stderr);
   bar_shown_ = true;
 }

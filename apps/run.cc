@@ -27,8 +27,10 @@ constexpr int64_t kDefaultMaxContext = 8192;
 
 constexpr char kDescription[] =
     "Write an answer, or hold a conversation.\n"
-    "Writes an answer to a prompt, token by token, with the KV cache kept as the recipe says. Without -p and -f it reads a conversation from "
-    "stdin, one message a line, until end of file. The model's chat template is applied unless --raw is given. What the cache took is printed "
+    "Writes an answer to a prompt, token by token, with the KV cache kept as the recipe says. Without -p and -f it "
+    "reads a conversation from "
+    "stdin, one message a line, until end of file. The model's chat template is applied unless --raw is given. What "
+    "the cache took is printed "
     "to stderr at the end.";
 constexpr char kExamples[] =
     "EXAMPLES\n"
@@ -37,7 +39,8 @@ constexpr char kExamples[] =
     "  kvrazor run -m model.gguf                                conversation; Ctrl-D ends it\n"
     "  kvrazor run -m model.gguf --recipe oscar --require --raw -p 'Once upon a time' -n 200\n\n"
     "EXIT STATUS\n"
-    "  0 done; 1 failed, for example a prompt longer than the context; 2 wrong usage; 3 --require and a layer stays in 16 bits;\n"
+    "  0 done; 1 failed, for example a prompt longer than the context; 2 wrong usage; 3 --require and a layer stays in "
+    "16 bits;\n"
     "  130 interrupted.";
 
 struct Options {
@@ -69,7 +72,9 @@ SamplerPtr MakeSampler(const Options& options) {
   return chain;
 }
 
-double SecondsNow() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double SecondsNow() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 struct Turn {
   std::string text;
@@ -82,16 +87,26 @@ struct Turn {
 class Session {
  public:
   Session(const Options& options, const eval::CacheChoice& cache)
-      : options_(options), cache_(cache), model_(eval::LoadModel(options.model)), format_(model_.get()), sampler_(MakeSampler(options)) {
+      : options_(options),
+        cache_(cache),
+        model_(eval::LoadModel(options.model)),
+        format_(model_.get()),
+        sampler_(MakeSampler(options)) {
     const int64_t trained = llama_model_n_ctx_train(model_.get());
-    context_tokens_ = options.context > 0 ? options.context : trained > 0 ? std::min(trained, kDefaultMaxContext) : kDefaultMaxContext;
-    context_ = eval::MakeContext(model_.get(), cache_, {.context = context_tokens_, .threads = options.threads, .require = options.require});
+    context_tokens_ = options.context > 0 ? options.context
+                      : trained > 0       ? std::min(trained, kDefaultMaxContext)
+                                          : kDefaultMaxContext;
+    context_ = eval::MakeContext(model_.get(), cache_,
+                                 {.context = context_tokens_, .threads = options.threads, .require = options.require});
   }
 
   std::vector<llama_token> ChatTokens(const std::vector<eval::ChatMessage>& messages) const {
-    return eval::Tokenize(model_.get(), format_.Prompt(messages), /*add_first=*/!format_.has_template(), /*special=*/true);
+    return eval::Tokenize(model_.get(), format_.Prompt(messages), /*add_first=*/!format_.has_template(),
+                          /*special=*/true);
   }
-  std::vector<llama_token> RawTokens(const std::string& text) const { return eval::Tokenize(model_.get(), text, /*add_first=*/true, /*special=*/true); }
+  std::vector<llama_token> RawTokens(const std::string& text) const {
+    return eval::Tokenize(model_.get(), text, /*add_first=*/true, /*special=*/true);
+  }
 
   // Reads what of the prompt is not in the cache yet and writes the continuation.
   Turn Continue(const std::vector<llama_token>& prompt, Progress& progress) {
@@ -124,9 +139,12 @@ class Session {
     if (prompt_tokens < context_tokens_) return;
     const int64_t trained = llama_model_n_ctx_train(model_.get());
     const int64_t needed = prompt_tokens + std::min<int64_t>(options_.new_tokens, 256);
-    const std::string advice = needed <= trained ? fmt::format("Give -c {} or more, or a shorter prompt.", needed)
-                                                 : fmt::format("The model was trained for {} tokens: give a shorter prompt.", trained);
-    throw Error(fmt::format("the prompt has {} tokens, but the context holds {} and at least one must be left to write. {}", prompt_tokens, context_tokens_, advice));
+    const std::string advice =
+        needed <= trained ? fmt::format("Give -c {} or more, or a shorter prompt.", needed)
+                          : fmt::format("The model was trained for {} tokens: give a shorter prompt.", trained);
+    throw Error(
+        fmt::format("the prompt has {} tokens, but the context holds {} and at least one must be left to write. {}",
+                    prompt_tokens, context_tokens_, advice));
   }
 
   // How many tokens of the prompt are in the cache already; the others are removed from it. At least one token is left to read.
@@ -152,7 +170,8 @@ class Session {
       ++turn.written_tokens;
       if (!options_.json) {
         std::fwrite(piece.data(), 1, piece.size(), stdout);
-        if (std::fflush(stdout) != 0) throw Error("writing to the standard output failed. Is the disk full, or the reader gone?");
+        if (std::fflush(stdout) != 0)
+          throw Error("writing to the standard output failed. Is the disk full, or the reader gone?");
       }
       if (WasInterrupted()) break;
       if (turn.written_tokens >= options_.new_tokens || std::ssize(held_) + 1 >= context_tokens_) {
@@ -179,21 +198,41 @@ double Rate(int64_t tokens, double seconds) { return seconds > 0 ? static_cast<d
 
 Json Statistics(const Session& session, const Options& options, const Turn& total) {
   const eval::KvUsage kv = session.Kv();
-  return {{"recipe", options.recipe}, {"context", session.context_tokens()}, {"tokens_held", session.held_tokens()}, {"kv_bytes", kv.bytes},
-          {"kv_bytes_by_kind", {{"sealed", kv.sealed_bytes}, {"staging", kv.staging_bytes}, {"sinks", kv.sink_bytes}, {"tables", kv.table_bytes},
-                                {"unpacked", kv.unpacked_bytes}}},
-          {"kv_f16_bytes", kv.f16_bytes}, {"layers", kv.num_layers}, {"f16_layers", kv.f16_layers}, {"generic_nodes", kv.generic_nodes},
-          {"read_tokens", total.read_tokens}, {"read_tps", Rate(total.read_tokens, total.read_seconds)}, {"written_tokens", total.written_tokens},
-          {"write_tps", Rate(total.written_tokens, total.write_seconds)}, {"ended_by", total.ended_by}};
+  return {{"recipe", options.recipe},
+          {"context", session.context_tokens()},
+          {"tokens_held", session.held_tokens()},
+          {"kv_bytes", kv.bytes},
+          {"kv_bytes_by_kind",
+           {{"sealed", kv.sealed_bytes},
+            {"staging", kv.staging_bytes},
+            {"sinks", kv.sink_bytes},
+            {"tables", kv.table_bytes},
+            {"unpacked", kv.unpacked_bytes}}},
+          {"kv_f16_bytes", kv.f16_bytes},
+          {"layers", kv.num_layers},
+          {"f16_layers", kv.f16_layers},
+          {"generic_nodes", kv.generic_nodes},
+          {"read_tokens", total.read_tokens},
+          {"read_tps", Rate(total.read_tokens, total.read_seconds)},
+          {"written_tokens", total.written_tokens},
+          {"write_tps", Rate(total.written_tokens, total.write_seconds)},
+          {"ended_by", total.ended_by}};
 }
 
 void PrintStatistics(const Json& s) {
   const double bytes = s.at("kv_bytes"), f16 = s.at("kv_f16_bytes");
-  fmt::print(stderr, "\nread {} tokens at {:.0f}/s, wrote {} at {:.1f}/s; KV cache '{}': {} with {} of {} tokens ({} in 16 bits{})\n",
-             s.at("read_tokens").get<int64_t>(), s.at("read_tps").get<double>(), s.at("written_tokens").get<int64_t>(), s.at("write_tps").get<double>(),
-             s.at("recipe").get<std::string>(), Bytes(bytes), s.at("tokens_held").get<int64_t>(), s.at("context").get<int64_t>(), Bytes(f16),
-             s.at("f16_layers") == 0 ? "" : fmt::format("; {} of {} layers stayed there", s.at("f16_layers").get<int64_t>(), s.at("layers").get<int64_t>()));
-  if (s.at("ended_by") == "context") fmt::print(stderr, "stopped: the context of {} tokens is full; a longer one is -c\n", s.at("context").get<int64_t>());
+  fmt::print(
+      stderr,
+      "\nread {} tokens at {:.0f}/s, wrote {} at {:.1f}/s; KV cache '{}': {} with {} of {} tokens ({} in 16 bits{})\n",
+      s.at("read_tokens").get<int64_t>(), s.at("read_tps").get<double>(), s.at("written_tokens").get<int64_t>(),
+      s.at("write_tps").get<double>(), s.at("recipe").get<std::string>(), Bytes(bytes),
+      s.at("tokens_held").get<int64_t>(), s.at("context").get<int64_t>(), Bytes(f16),
+      s.at("f16_layers") == 0 ? ""
+                              : fmt::format("; {} of {} layers stayed there", s.at("f16_layers").get<int64_t>(),
+                                            s.at("layers").get<int64_t>()));
+  if (s.at("ended_by") == "context")
+    fmt::print(stderr, "stopped: the context of {} tokens is full; a longer one is -c\n",
+               s.at("context").get<int64_t>());
 }
 
 void AddUp(Turn& total, const Turn& turn) {
@@ -233,10 +272,12 @@ void Run(Options options, Invocation& invocation) {
   if (options.threads == 0) options.threads = NumProcessors();
   const bool is_chat = options.prompt.empty() && options.file.empty();
   if (options.json && is_chat) throw UsageError("--json needs a prompt: give -p or -f.");
-  if (options.raw && !options.system.empty()) throw UsageError("--raw and --system exclude each other: --system is a part of the chat template.");
+  if (options.raw && !options.system.empty())
+    throw UsageError("--raw and --system exclude each other: --system is a part of the chat template.");
   const eval::CacheChoice cache = eval::ParseCacheChoice(options.recipe);
   if (options.require && !cache.packed)
-    throw RequirementError("--require asks for a packed cache, but '" + cache.name + "' is llama.cpp's own. Name a recipe (kvrazor methods).");
+    throw RequirementError("--require asks for a packed cache, but '" + cache.name +
+                           "' is llama.cpp's own. Name a recipe (kvrazor methods).");
   std::string prompt = options.prompt;
   if (!options.file.empty()) prompt = ReadTextFile(options.file) + (prompt.empty() ? "" : "\n\n" + prompt);
   CatchInterrupts();
@@ -277,18 +318,35 @@ void AddRun(CLI::App& app, Invocation& invocation) {
   command->add_option("-p,--prompt", options->prompt, "Prompt; with -f it follows the file's text");
   command->add_option("-f,--file", options->file, "Read the prompt from a file, UTF-8; - is stdin");
   command->add_option("--system", options->system, "System message of the conversation");
-  command->add_option("--recipe", options->recipe, "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (f16, q8_0 ...)")->capture_default_str();
+  command
+      ->add_option("--recipe", options->recipe,
+                   "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (f16, q8_0 ...)")
+      ->capture_default_str();
   command->add_flag("--require", options->require, "Fail if any layer stays in 16 bits");
-  command->add_option("-n,--new-tokens", options->new_tokens, "Write at most so many tokens a turn")->check(CLI::Range(int64_t{1}, int64_t{1} << 31))->capture_default_str();
-  command->add_option("-c,--context", options->context, "Tokens that the context holds (default: what the model was trained for, at most 8192)")
+  command->add_option("-n,--new-tokens", options->new_tokens, "Write at most so many tokens a turn")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
+      ->capture_default_str();
+  command
+      ->add_option("-c,--context", options->context,
+                   "Tokens that the context holds (default: what the model was trained for, at most 8192)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31));
-  command->add_option("--temp", options->temperature, "Temperature; 0: always the most likely token")->check(CLI::Range(0.0, 100.0))->capture_default_str();
-  command->add_option("--top-k", options->top_k, "Sample from the k most likely tokens; 0: all")->check(CLI::Range(0, 1 << 30))->capture_default_str();
-  command->add_option("--top-p", options->top_p, "Sample from the fewest tokens of this total probability")->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  command->add_option("--min-p", options->min_p, "Sample from tokens at least this likely, relative to the likeliest")->check(CLI::Range(0.0, 1.0))->capture_default_str();
-  command->add_option("--seed", options->seed, "Seed of the sampling (default: random)")->check(CLI::Range(int64_t{0}, int64_t{0xFFFFFFFE}));
+  command->add_option("--temp", options->temperature, "Temperature; 0: always the most likely token")
+      ->check(CLI::Range(0.0, 100.0))
+      ->capture_default_str();
+  command->add_option("--top-k", options->top_k, "Sample from the k most likely tokens; 0: all")
+      ->check(CLI::Range(0, 1 << 30))
+      ->capture_default_str();
+  command->add_option("--top-p", options->top_p, "Sample from the fewest tokens of this total probability")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--min-p", options->min_p, "Sample from tokens at least this likely, relative to the likeliest")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  command->add_option("--seed", options->seed, "Seed of the sampling (default: random)")
+      ->check(CLI::Range(int64_t{0}, int64_t{0xFFFFFFFE}));
   command->add_flag("--raw", options->raw, "Continue the prompt as it is, without the chat template");
-  command->add_option("-t,--threads", options->threads, "Threads; by default all processors")->check(CLI::Range(1, 1024));
+  command->add_option("-t,--threads", options->threads, "Threads; by default all processors")
+      ->check(CLI::Range(1, 1024));
   command->add_flag("--json", options->json, "Print text and statistics as JSON at the end");
   command->add_flag("-q,--quiet", options->quiet, "No progress and no statistics");
   command->add_flag("-v,--verbose", options->verbose, "Show llama.cpp's messages");

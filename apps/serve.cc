@@ -22,13 +22,15 @@ namespace {
 
 constexpr char kDescription[] =
     "OpenAI-compatible server (llama.cpp's own) on the packed cache.\n"
-    "llama.cpp's own server, with its OpenAI-compatible API, on the packed KV cache. The options below are kvrazor's; all others are passed on "
+    "llama.cpp's own server, with its OpenAI-compatible API, on the packed KV cache. The options below are kvrazor's; "
+    "all others are passed on "
     "to the server unchanged (kvrazor serve --help-server lists them).";
 constexpr char kExamples[] =
     "EXAMPLES\n"
     "  kvrazor serve -m model.gguf --port 8080\n"
     "  kvrazor serve -m model.gguf -c 65536 -np 4 --recipe oscar --require\n"
-    "  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n\n"
+    "  curl http://127.0.0.1:8080/v1/chat/completions -d "
+    "'{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n\n"
     "EXIT STATUS\n"
     "  that of the server (0 after Ctrl-C); 1 the cache cannot be attached or the model is damaged; 2 wrong usage.";
 
@@ -47,7 +49,8 @@ Options Parse(const std::vector<std::string>& arguments) {
       const std::string prefix = std::string(name) + "=";
       if (argument.starts_with(prefix)) return argument.substr(prefix.size());
       if (argument != name) return std::nullopt;
-      if (i + 1 >= arguments.size()) throw UsageError(fmt::format("serve: {} needs a value.\nTry 'kvrazor serve --help'.", name));
+      if (i + 1 >= arguments.size())
+        throw UsageError(fmt::format("serve: {} needs a value.\nTry 'kvrazor serve --help'.", name));
       return arguments[++i];
     };
     if (const auto recipe = value("--recipe")) {
@@ -87,7 +90,8 @@ void AddServeHelp(CLI::App& app) {
   CLI::App* command = app.add_subcommand("serve", kDescription);
   command->footer(kExamples);
   command->add_option("-m,--model", "Model, a .gguf file")->required();
-  command->add_option("--recipe", "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (default: razor-2)");
+  command->add_option("--recipe",
+                      "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (default: razor-2)");
   command->add_flag("--require")->description("Fail if any layer stays in 16 bits");
   command->add_flag("--help-server")->description("List the server's own options");
 }
@@ -103,7 +107,9 @@ int ServeMain(const std::vector<std::string>& arguments) {
   }
   if (options.help_server) return RunServer({"--help"});
   if (!options.model)
-    throw UsageError("serve: no model. Give one with -m FILE.gguf; the server's mode without a model starts other programs and cannot carry the cache.");
+    throw UsageError(
+        "serve: no model. Give one with -m FILE.gguf; the server's mode without a model starts other programs and "
+        "cannot carry the cache.");
   const eval::GgufHeader header = eval::ReadGgufHeader(*options.model);
   for (const std::string& part : eval::GgufParts(header)) {
     if (part != *options.model) eval::ReadGgufHeader(part);
@@ -112,12 +118,16 @@ int ServeMain(const std::vector<std::string>& arguments) {
   eval::UseCache(cache, options.require);
   std::vector<std::string> passed_on = options.passed_on;
   if (!cache.packed) {
-    for (const char* option : {"--cache-type-k", "--cache-type-v"}) passed_on.insert(passed_on.end(), {option, cache.name});
+    for (const char* option : {"--cache-type-k", "--cache-type-v"})
+      passed_on.insert(passed_on.end(), {option, cache.name});
   }
   fmt::print(stderr, "kvrazor: KV cache '{}'{}\n", cache.name, cache.packed ? "" : " (llama.cpp's own)");
 #ifndef LLAMA_UI_HAS_ASSETS
-  fmt::print(stderr, "kvrazor: this build has no web page: its llama.cpp sources hold the page's source code only, not the built page. The API works: /v1, "
-                     "/completion. For the page, build with -DKVRAZOR_LLAMA_SOURCE_DIR=<a llama.cpp checkout whose tools/ui is built>.\n");
+  fmt::print(stderr,
+             "kvrazor: this build has no web page: its llama.cpp sources hold the page's source code only, not the "
+             "built page. The API works: /v1, "
+             "/completion. For the page, build with -DKVRAZOR_LLAMA_SOURCE_DIR=<a llama.cpp checkout whose tools/ui is "
+             "built>.\n");
 #endif
   return RunServer(std::move(passed_on));
 }

@@ -41,7 +41,8 @@ std::string TextTable::Text() const {
 }
 
 size_t DisplayWidth(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xC0) != 0x80; }));
 }
 
 std::string Wrapped(const std::string& text, size_t width, const std::string& indent) {
@@ -63,14 +64,21 @@ std::string Printable(const std::string& text) {
   std::string out;
   for (size_t i = 0; i < text.size();) {
     const unsigned char lead = static_cast<unsigned char>(text[i]);
-    const size_t length = lead < 0x80 ? 1 : lead >= 0xC2 && lead < 0xE0 ? 2 : (lead & 0xF0) == 0xE0 ? 3 : lead >= 0xF0 && lead < 0xF5 ? 4 : 0;
-    bool good = length > 0 && i + length <= text.size() && (lead >= 0x20 || lead == '\n' || lead == '\t') && lead != 0x7F;
+    const size_t length = lead < 0x80                   ? 1
+                          : lead >= 0xC2 && lead < 0xE0 ? 2
+                          : (lead & 0xF0) == 0xE0       ? 3
+                          : lead >= 0xF0 && lead < 0xF5 ? 4
+                                                        : 0;
+    bool good =
+        length > 0 && i + length <= text.size() && (lead >= 0x20 || lead == '\n' || lead == '\t') && lead != 0x7F;
     for (size_t j = 1; good && j < length; ++j) good = (static_cast<unsigned char>(text[i + j]) & 0xC0) == 0x80;
     if (good && length > 2) {  // too long forms, surrogates, above U+10FFFF
       const unsigned char second = static_cast<unsigned char>(text[i + 1]);
-      good = !(lead == 0xE0 && second < 0xA0) && !(lead == 0xED && second > 0x9F) && !(lead == 0xF0 && second < 0x90) && !(lead == 0xF4 && second > 0x8F);
+      good = !(lead == 0xE0 && second < 0xA0) && !(lead == 0xED && second > 0x9F) && !(lead == 0xF0 && second < 0x90) &&
+             !(lead == 0xF4 && second > 0x8F);
     }
-    if (good && length == 2 && lead == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0) good = false;  // C1 controls
+    if (good && length == 2 && lead == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0)
+      good = false;  // C1 controls
     out += good ? text.substr(i, length) : "?";
     i += good ? length : 1;
   }
@@ -84,7 +92,12 @@ std::string Bytes(double bytes) {
     bytes /= 1024;
     ++unit;
   }
-  return unit == 0 ? fmt::format("{:.0f} B", bytes) : fmt::format("{:.{}f} {}", bytes, bytes < 10 ? 2 : bytes < 100 ? 1 : 0, kUnits[unit]);
+  return unit == 0 ? fmt::format("{:.0f} B", bytes)
+                   : fmt::format("{:.{}f} {}", bytes,
+                                 bytes < 10    ? 2
+                                 : bytes < 100 ? 1
+                                               : 0,
+                                 kUnits[unit]);
 }
 
 }  // namespace kvrazor::apps

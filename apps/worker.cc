@@ -119,10 +119,14 @@ bool ReadInto(int fd, std::string& buffer) {
 }
 
 std::string DescribeDeath(int status, const std::string& stderr_text) {
-  const std::string how = WIFSIGNALED(status) ? fmt::format("was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)))
-                                              : fmt::format("ended with status {}", WEXITSTATUS(status));
-  const std::string hint = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL ? " Out of memory is the usual reason: try a shorter context (-c)." : "";
-  return fmt::format("the worker process {} without a result.{}{}{}", how, hint, stderr_text.empty() ? "" : " Its last words:\n", stderr_text);
+  const std::string how =
+      WIFSIGNALED(status) ? fmt::format("was ended by signal {} ({})", WTERMSIG(status), strsignal(WTERMSIG(status)))
+                          : fmt::format("ended with status {}", WEXITSTATUS(status));
+  const std::string hint = WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL
+                               ? " Out of memory is the usual reason: try a shorter context (-c)."
+                               : "";
+  return fmt::format("the worker process {} without a result.{}{}{}", how, hint,
+                     stderr_text.empty() ? "" : " Its last words:\n", stderr_text);
 }
 
 }  // namespace
@@ -167,7 +171,9 @@ int WorkerMain() {
   // Events keep the pipe for themselves: anything else that is printed goes to stderr.
   const int events = dup(STDOUT_FILENO);
   dup2(STDERR_FILENO, STDOUT_FILENO);
-  const auto send = [events](const Json& event) { WriteAll(events, event.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n"); };
+  const auto send = [events](const Json& event) {
+    WriteAll(events, event.dump(-1, ' ', false, Json::error_handler_t::replace) + "\n");
+  };
   const auto fail = [&send](ExitStatus status, const std::string& message) {
     send({{"event", "error"}, {"status", static_cast<int>(status)}, {"message", message}});
     return kExitOk;
@@ -180,10 +186,15 @@ int WorkerMain() {
     eval::CaptureLogs(job.value("verbose", false));
     const std::string kind = job.at("kind");
     Json value;
-    if (kind == "compare") value = CompareJob(job, progress);
-    else if (kind == "bench") value = BenchJob(job, progress);
-    else if (kind == "explain") value = ExplainJob(job, progress);
-    else throw UsageError("worker: unknown kind of job '" + kind + "'. The worker is started by the other commands, not by people.");
+    if (kind == "compare")
+      value = CompareJob(job, progress);
+    else if (kind == "bench")
+      value = BenchJob(job, progress);
+    else if (kind == "explain")
+      value = ExplainJob(job, progress);
+    else
+      throw UsageError("worker: unknown kind of job '" + kind +
+                       "'. The worker is started by the other commands, not by people.");
     send({{"event", "result"}, {"value", value}});
     return kExitOk;
   } catch (const UsageError& e) {

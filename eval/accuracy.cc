@@ -42,8 +42,9 @@ class Batch {
 std::vector<int64_t> SamplePositions(int64_t context, int64_t first, int64_t max_positions) {
   const int64_t end = context - 1;  // the last token has no next one to predict
   if (max_positions < 1 || first < 0 || first >= end)
-    throw Error(fmt::format("accuracy: no position in [{}, {}) to compare (at most {} asked for). Use a longer context or text.", first, end,
-                            max_positions));
+    throw Error(fmt::format(
+        "accuracy: no position in [{}, {}) to compare (at most {} asked for). Use a longer context or text.", first,
+        end, max_positions));
   const int64_t step = (end - first + max_positions - 1) / max_positions;
   std::vector<int64_t> positions;
   for (int64_t p = first; p < end; p += step) positions.push_back(p);
@@ -55,12 +56,15 @@ ReferenceFile ReferenceFile::Create(const std::string& folder, int64_t bytes) {
   if (statvfs(folder.c_str(), &disk) == 0) {
     const uint64_t free_bytes = uint64_t{disk.f_bavail} * disk.f_frsize;
     if (static_cast<uint64_t>(bytes) > free_bytes)
-      throw Error(fmt::format("the reference takes {} MiB in '{}', which has {} MiB left. Use fewer --positions or another --out.", bytes >> 20,
-                              folder, free_bytes >> 20));
+      throw Error(fmt::format(
+          "the reference takes {} MiB in '{}', which has {} MiB left. Use fewer --positions or another --out.",
+          bytes >> 20, folder, free_bytes >> 20));
   }
   std::string path = folder + "/.kvrazor-reference-XXXXXX";
   const int fd = mkstemp(path.data());
-  if (fd < 0) throw Error(fmt::format("cannot write into the folder '{}': {}. Choose another with --out.", folder, std::strerror(errno)));
+  if (fd < 0)
+    throw Error(
+        fmt::format("cannot write into the folder '{}': {}. Choose another with --out.", folder, std::strerror(errno)));
   unlink(path.c_str());
   return ReferenceFile(fd, /*owned=*/true);
 }
@@ -76,8 +80,9 @@ void ReferenceFile::Write(int64_t position_index, std::span<const float> log_pro
     const ssize_t n = pwrite(fd_, data + done, static_cast<size_t>(bytes - done), position_index * bytes + done);
     if (n < 0 && errno == EINTR) continue;
     if (n <= 0)
-      throw Error(fmt::format("cannot write the reference: {}. Free some space, use fewer --positions or another --out.",
-                              std::strerror(n < 0 ? errno : ENOSPC)));
+      throw Error(
+          fmt::format("cannot write the reference: {}. Free some space, use fewer --positions or another --out.",
+                      std::strerror(n < 0 ? errno : ENOSPC)));
     done += n;
   }
 }
@@ -88,13 +93,15 @@ void ReferenceFile::Read(int64_t position_index, std::span<float> log_probs) con
   for (int64_t done = 0; done < bytes;) {
     const ssize_t n = pread(fd_, data + done, static_cast<size_t>(bytes - done), position_index * bytes + done);
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) throw Error(fmt::format("cannot read the reference: {}.", n < 0 ? std::strerror(errno) : "it ends too early"));
+    if (n <= 0)
+      throw Error(fmt::format("cannot read the reference: {}.", n < 0 ? std::strerror(errno) : "it ends too early"));
     done += n;
   }
 }
 
-Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens, std::span<const int64_t> positions,
-                          ReferenceFile& reference, bool is_reference, const std::function<void(int64_t)>& progress) {
+Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens,
+                          std::span<const int64_t> positions, ReferenceFile& reference, bool is_reference,
+                          const std::function<void(int64_t)>& progress) {
   const size_t vocabulary = static_cast<size_t>(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context))));
   std::vector<float> log_probs(vocabulary), reference_log_probs(vocabulary);
   AgreementMeter meter;
@@ -110,7 +117,8 @@ Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> t
       batch.Add(tokens[static_cast<size_t>(p)], p, is_wanted);
     }
     if (const int32_t status = llama_decode(context, batch.get()); status != 0)
-      throw Error(fmt::format("llama.cpp failed at tokens {} to {} (status {}):\n{}", begin, end - 1, status, RecentProblems()));
+      throw Error(fmt::format("llama.cpp failed at tokens {} to {} (status {}):\n{}", begin, end - 1, status,
+                              RecentProblems()));
     for (; next_position < wanted; ++next_position) {
       const int64_t p = positions[next_position];
       const float* logits = llama_get_logits_ith(context, static_cast<int32_t>(p - begin));

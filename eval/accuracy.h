@@ -45,7 +45,8 @@ class ReferenceFile {
 
 /// Runs the tokens through the context (empty, with a batch of kAccuracyBatch) and compares at `positions`, ascending. With
 /// `is_reference` the log-probabilities are written to the file first, so the result is the reference's own perplexity.
-Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens, std::span<const int64_t> positions,
-                          ReferenceFile& reference, bool is_reference, const std::function<void(int64_t)>& progress);
+Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens,
+                          std::span<const int64_t> positions, ReferenceFile& reference, bool is_reference,
+                          const std::function<void(int64_t)>& progress);
 
 }  // namespace kvrazor::eval

@@ -44,7 +44,8 @@ bool HavePlugin() {
 void UseCache(const CacheChoice& choice, bool require) {
   if (!choice.packed) {
     if (require)
-      throw Error("--require asks for a packed cache, but '" + choice.name + "' is llama.cpp's own. Name a recipe (kvrazor methods).");
+      throw Error("--require asks for a packed cache, but '" + choice.name +
+                  "' is llama.cpp's own. Name a recipe (kvrazor methods).");
 #ifdef KVRAZOR_HAVE_GGML_PLUGIN
     // Attached earlier in this process: off for the contexts to come. Never attached: llama.cpp stays untouched.
     std::array<char, 512> ignored{};
@@ -57,7 +58,9 @@ void UseCache(const CacheChoice& choice, bool require) {
   if (!kvrazor_ggml_attach(error.data(), error.size())) throw Error(error.data());
   if (!kvrazor_ggml_set_recipe(choice.recipe.c_str(), require, error.data(), error.size())) throw Error(error.data());
 #else
-  throw Error("'" + choice.name + "' needs the plug-in, which is not part of this build. Possible: llama.cpp's own types (f16, q8_0, q4_0).");
+  throw Error(
+      "'" + choice.name +
+      "' needs the plug-in, which is not part of this build. Possible: llama.cpp's own types (f16, q8_0, q4_0).");
 #endif
 }
 

@@ -11,10 +11,10 @@
 namespace kvrazor::eval {
 
 struct CacheChoice {
-  std::string name;                 ///< as asked for
-  bool packed = false;              ///< true: kept by kvrazor, `recipe` says how
-  std::string recipe;               ///< text or a .json path (kvrazor/recipe.h)
-  ggml_type type = GGML_TYPE_F16;   ///< llama.cpp's own type, for keys and values; with `packed` always f16
+  std::string name;                ///< as asked for
+  bool packed = false;             ///< true: kept by kvrazor, `recipe` says how
+  std::string recipe;              ///< text or a .json path (kvrazor/recipe.h)
+  ggml_type type = GGML_TYPE_F16;  ///< llama.cpp's own type, for keys and values; with `packed` always f16
 };
 
 /// A layer would stay in 16 bits although that was ruled out.

@@ -25,7 +25,8 @@ ChatFormat::~ChatFormat() = default;
 std::string ChatFormat::Prompt(const std::vector<ChatMessage>& messages) const {
   if (!has_template_) {
     std::string text;
-    for (const ChatMessage& message : messages) text += (message.role == "assistant" ? "Answer: " : "") + message.content + "\n\n";
+    for (const ChatMessage& message : messages)
+      text += (message.role == "assistant" ? "Answer: " : "") + message.content + "\n\n";
     return text + "Answer:";
   }
   common_chat_templates_inputs inputs;

@@ -10,7 +10,7 @@
 namespace kvrazor::eval {
 
 struct ChatMessage {
-  std::string role;     ///< "system", "user" or "assistant"
+  std::string role;  ///< "system", "user" or "assistant"
   std::string content;
 };
 

@@ -32,9 +32,7 @@ double KlDivergence(std::span<const float> log_p, std::span<const float> log_q) 
   return std::max(sum, 0.0);
 }
 
-int64_t ArgMax(std::span<const float> x) {
-  return x.empty() ? 0 : std::max_element(x.begin(), x.end()) - x.begin();
-}
+int64_t ArgMax(std::span<const float> x) { return x.empty() ? 0 : std::max_element(x.begin(), x.end()) - x.begin(); }
 
 double Quantile(std::vector<double> values, double q) {
   if (values.empty()) throw Error("Quantile: no values; at least one is needed.");
@@ -49,7 +47,8 @@ double Quantile(std::vector<double> values, double q) {
 
 void AgreementMeter::Add(std::span<const float> reference_log_probs, std::span<const float> log_probs, int64_t next) {
   if (reference_log_probs.size() != log_probs.size() || next < 0 || next >= std::ssize(log_probs))
-    throw Error("AgreementMeter: the distributions cover different vocabularies, or the next token lies outside of them.");
+    throw Error(
+        "AgreementMeter: the distributions cover different vocabularies, or the next token lies outside of them.");
   klds_.push_back(KlDivergence(reference_log_probs, log_probs));
   nll_sum_ -= log_probs[static_cast<size_t>(next)];
   same_top1_ += ArgMax(reference_log_probs) == ArgMax(log_probs);

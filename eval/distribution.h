@@ -27,11 +27,11 @@ double Quantile(std::vector<double> values, double q);
 /// What comparing two caches at many positions comes to.
 struct Agreement {
   int64_t positions = 0;
-  double ppl = 0;         ///< exp of the mean negative log-likelihood of the text's own next token
-  double kld_mean = 0;    ///< nats, from the reference to the cache compared
+  double ppl = 0;       ///< exp of the mean negative log-likelihood of the text's own next token
+  double kld_mean = 0;  ///< nats, from the reference to the cache compared
   double kld_median = 0;
   double kld_p99 = 0;
-  double same_top1 = 0;   ///< share of positions, in [0, 1], where both have the same most likely token
+  double same_top1 = 0;  ///< share of positions, in [0, 1], where both have the same most likely token
 };
 
 /// Collects one position after another.

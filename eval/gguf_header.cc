@@ -29,7 +29,9 @@ struct FileCloser {
 class Reader {
  public:
   explicit Reader(const std::string& path) : path_(path), file_(std::fopen(path.c_str(), "rb")) {
-    if (!file_) throw Error(fmt::format("cannot open the model '{}': {}. Give the path of a .gguf file.", path, std::strerror(errno)));
+    if (!file_)
+      throw Error(
+          fmt::format("cannot open the model '{}': {}. Give the path of a .gguf file.", path, std::strerror(errno)));
     struct stat info = {};
     if (fstat(fileno(file_.get()), &info) != 0 || !S_ISREG(info.st_mode))
       throw Error(fmt::format("the model '{}' is not a regular file. Give the path of a .gguf file.", path));
@@ -43,21 +45,25 @@ class Reader {
   uint64_t remaining() const { return size_ - position_; }
 
   [[noreturn]] void Fail(const std::string& what) const {
-    throw Error(fmt::format(
-        "the model '{}' is damaged or not a GGUF file: {} (at byte {} of {}). Fetch the file again and compare its checksum.", path_,
-        what, position_, size_));
+    throw Error(
+        fmt::format("the model '{}' is damaged or not a GGUF file: {} (at byte {} of {}). Fetch the file again and "
+                    "compare its checksum.",
+                    path_, what, position_, size_));
   }
 
   void Bytes(void* out, uint64_t count, const char* what) {
-    if (count > remaining()) Fail(fmt::format("it ends inside {}: {} bytes are needed, {} are left", what, count, remaining()));
+    if (count > remaining())
+      Fail(fmt::format("it ends inside {}: {} bytes are needed, {} are left", what, count, remaining()));
     if (std::fread(out, 1, count, file_.get()) != count) Fail(fmt::format("reading {} failed", what));
     position_ += count;
   }
 
   void Skip(uint64_t count, const char* what) {
-    if (count > remaining()) Fail(fmt::format("it ends inside {}: {} bytes are needed, {} are left", what, count, remaining()));
+    if (count > remaining())
+      Fail(fmt::format("it ends inside {}: {} bytes are needed, {} are left", what, count, remaining()));
     if (count <= sizeof(scratch_)) return Bytes(scratch_, count, what);  // a seek would throw the buffer away
-    if (fseeko(file_.get(), static_cast<off_t>(position_ + count), SEEK_SET) != 0) Fail(fmt::format("cannot seek past {}", what));
+    if (fseeko(file_.get(), static_cast<off_t>(position_ + count), SEEK_SET) != 0)
+      Fail(fmt::format("cannot seek past {}", what));
     position_ += count;
   }
 
@@ -88,19 +94,29 @@ class Reader {
 
 uint64_t ScalarBytes(Reader& reader, int32_t type) {
   switch (type) {
-    case GGUF_TYPE_UINT8: case GGUF_TYPE_INT8: case GGUF_TYPE_BOOL: return 1;
-    case GGUF_TYPE_UINT16: case GGUF_TYPE_INT16: return 2;
-    case GGUF_TYPE_UINT32: case GGUF_TYPE_INT32: case GGUF_TYPE_FLOAT32: return 4;
-    case GGUF_TYPE_UINT64: case GGUF_TYPE_INT64: case GGUF_TYPE_FLOAT64: return 8;
+    case GGUF_TYPE_UINT8:
+    case GGUF_TYPE_INT8:
+    case GGUF_TYPE_BOOL: return 1;
+    case GGUF_TYPE_UINT16:
+    case GGUF_TYPE_INT16: return 2;
+    case GGUF_TYPE_UINT32:
+    case GGUF_TYPE_INT32:
+    case GGUF_TYPE_FLOAT32: return 4;
+    case GGUF_TYPE_UINT64:
+    case GGUF_TYPE_INT64:
+    case GGUF_TYPE_FLOAT64: return 8;
     default: reader.Fail(fmt::format("a value has the unknown type {}", type));
   }
 }
 
-bool IsInteger(int32_t type) { return type != GGUF_TYPE_FLOAT32 && type != GGUF_TYPE_FLOAT64 && type != GGUF_TYPE_STRING; }
+bool IsInteger(int32_t type) {
+  return type != GGUF_TYPE_FLOAT32 && type != GGUF_TYPE_FLOAT64 && type != GGUF_TYPE_STRING;
+}
 
 int64_t Integer(Reader& reader, int32_t type, const char* what) {
   switch (type) {
-    case GGUF_TYPE_UINT8: case GGUF_TYPE_BOOL: return reader.Value<uint8_t>(what);
+    case GGUF_TYPE_UINT8:
+    case GGUF_TYPE_BOOL: return reader.Value<uint8_t>(what);
     case GGUF_TYPE_INT8: return reader.Value<int8_t>(what);
     case GGUF_TYPE_UINT16: return reader.Value<uint16_t>(what);
     case GGUF_TYPE_INT16: return reader.Value<int16_t>(what);
@@ -109,7 +125,8 @@ int64_t Integer(Reader& reader, int32_t type, const char* what) {
     case GGUF_TYPE_INT64: return reader.Value<int64_t>(what);
     case GGUF_TYPE_UINT64: {
       const uint64_t value = reader.Value<uint64_t>(what);
-      if (value > uint64_t{std::numeric_limits<int64_t>::max()}) reader.Fail(fmt::format("{} is absurdly large ({})", what, value));
+      if (value > uint64_t{std::numeric_limits<int64_t>::max()})
+        reader.Fail(fmt::format("{} is absurdly large ({})", what, value));
       return static_cast<int64_t>(value);
     }
     default: reader.Fail(fmt::format("{} has the unknown type {}", what, type));
@@ -158,14 +175,16 @@ GgufTensor ReadTensor(Reader& reader) {
   GgufTensor tensor;
   tensor.name = reader.String("a tensor's name", GGML_MAX_NAME - 1);
   const uint32_t dimensions = reader.Value<uint32_t>("a tensor's number of dimensions");
-  if (dimensions > tensor.ne.size()) reader.Fail(fmt::format("tensor '{}' claims {} dimensions", tensor.name, dimensions));
+  if (dimensions > tensor.ne.size())
+    reader.Fail(fmt::format("tensor '{}' claims {} dimensions", tensor.name, dimensions));
   tensor.ne.fill(1);
   uint64_t values = 1;
   for (uint32_t i = 0; i < dimensions; ++i) {
     const int64_t length = reader.Value<int64_t>("a tensor's size");
     // No type stores less than a bit a value, so a larger product cannot be in this file.
     if (length <= 0 || static_cast<uint64_t>(length) > 8 * reader.size() / values)
-      reader.Fail(fmt::format("tensor '{}' claims {} values along dimension {}, more than the file can hold", tensor.name, length, i));
+      reader.Fail(fmt::format("tensor '{}' claims {} values along dimension {}, more than the file can hold",
+                              tensor.name, length, i));
     tensor.ne[i] = length;
     values *= static_cast<uint64_t>(length);
   }
@@ -174,8 +193,8 @@ GgufTensor ReadTensor(Reader& reader) {
     reader.Fail(fmt::format("tensor '{}' has the unknown type {}", tensor.name, tensor.type));
   const ggml_type type = static_cast<ggml_type>(tensor.type);
   if (tensor.ne[0] % ggml_blck_size(type) != 0)
-    reader.Fail(fmt::format("a row of tensor '{}' has {} values, not a multiple of the {} in a block of {}", tensor.name, tensor.ne[0],
-                            ggml_blck_size(type), ggml_type_name(type)));
+    reader.Fail(fmt::format("a row of tensor '{}' has {} values, not a multiple of the {} in a block of {}",
+                            tensor.name, tensor.ne[0], ggml_blck_size(type), ggml_type_name(type)));
   tensor.bytes = values / static_cast<uint64_t>(ggml_blck_size(type)) * ggml_type_size(type);
   tensor.offset = reader.Value<uint64_t>("a tensor's offset");
   return tensor;
@@ -230,7 +249,8 @@ GgufHeader ReadGgufHeader(const std::string& path) {
     std::string key = reader.String("a key", kMaxKeyBytes);
     if (key.empty()) reader.Fail(fmt::format("key {} is empty", i));
     GgufValue value = ReadValue(reader, key.c_str());
-    if (!header.values.emplace(key, std::move(value)).second) reader.Fail(fmt::format("the key '{}' appears twice", key));
+    if (!header.values.emplace(key, std::move(value)).second)
+      reader.Fail(fmt::format("the key '{}' appears twice", key));
   }
   uint64_t alignment = GGUF_DEFAULT_ALIGNMENT;
   if (header.values.count(GGUF_KEY_GENERAL_ALIGNMENT)) {
@@ -246,8 +266,8 @@ GgufHeader ReadGgufHeader(const std::string& path) {
     GgufTensor tensor = ReadTensor(reader);
     if (!names.insert(tensor.name).second) reader.Fail(fmt::format("the tensor '{}' appears twice", tensor.name));
     if (tensor.offset != expected_offset)
-      reader.Fail(fmt::format("tensor '{}' is said to start at offset {}; the tensors before it end at {}", tensor.name, tensor.offset,
-                              expected_offset));
+      reader.Fail(fmt::format("tensor '{}' is said to start at offset {}; the tensors before it end at {}", tensor.name,
+                              tensor.offset, expected_offset));
     expected_offset = PadTo(tensor.offset + tensor.bytes, alignment);
     header.tensors.push_back(std::move(tensor));
   }
@@ -255,8 +275,9 @@ GgufHeader ReadGgufHeader(const std::string& path) {
   for (const GgufTensor& tensor : header.tensors) {
     const uint64_t end = header.data_offset + tensor.offset + tensor.bytes;
     if (end > reader.size())
-      throw Error(fmt::format("the model '{}' is truncated: tensor '{}' ends at byte {}, the file at byte {}. Fetch the file again.", path,
-                              tensor.name, end, reader.size()));
+      throw Error(fmt::format(
+          "the model '{}' is truncated: tensor '{}' ends at byte {}, the file at byte {}. Fetch the file again.", path,
+          tensor.name, end, reader.size()));
   }
   return header;
 }
@@ -264,11 +285,14 @@ GgufHeader ReadGgufHeader(const std::string& path) {
 std::vector<std::string> GgufParts(const GgufHeader& header) {
   const int64_t count = header.Int("split.count").value_or(0);
   if (count <= 1) return {header.path};
-  if (count > 99999) throw Error(fmt::format("the model '{}' claims to be split into {} parts; at most 99999 are possible.", header.path, count));
+  if (count > 99999)
+    throw Error(fmt::format("the model '{}' claims to be split into {} parts; at most 99999 are possible.", header.path,
+                            count));
   const std::string suffix = fmt::format("-{:05}-of-{:05}.gguf", header.Int("split.no").value_or(0) + 1, count);
   if (!header.path.ends_with(suffix))
-    throw Error(fmt::format("the model '{}' is one of {} parts, but its name does not end in '{}'. Give the parts their original names.",
-                            header.path, count, suffix));
+    throw Error(fmt::format(
+        "the model '{}' is one of {} parts, but its name does not end in '{}'. Give the parts their original names.",
+        header.path, count, suffix));
   const std::string stem = header.path.substr(0, header.path.size() - suffix.size());
   std::vector<std::string> parts;
   for (int64_t i = 1; i <= count; ++i) parts.push_back(fmt::format("{}-{:05}-of-{:05}.gguf", stem, i, count));

@@ -14,16 +14,16 @@ namespace kvrazor::eval {
 
 struct GgufTensor {
   std::string name;
-  int type = 0;                     ///< ggml_type
-  std::array<int64_t, 4> ne = {};   ///< values along each dimension, 1 beyond the last
-  uint64_t offset = 0;              ///< from the start of the data
+  int type = 0;                    ///< ggml_type
+  std::array<int64_t, 4> ne = {};  ///< values along each dimension, 1 beyond the last
+  uint64_t offset = 0;             ///< from the start of the data
   uint64_t bytes = 0;
 };
 
 /// An array is kept only if it holds at most kMaxKeptElements integers; of all others just the length is known.
 struct GgufArray {
   int64_t length = 0;
-  std::vector<int64_t> values;      ///< empty if not kept
+  std::vector<int64_t> values;  ///< empty if not kept
 };
 
 using GgufValue = std::variant<int64_t, double, bool, std::string, GgufArray>;

@@ -65,8 +65,10 @@ ModelPtr LoadModel(const std::string& path) {
   llama_model_params params = llama_model_default_params();
   ModelPtr model(llama_model_load_from_file(path.c_str(), params));
   if (!model)
-    throw Error(fmt::format("llama.cpp cannot load the model '{}':\n{}The file is whole; this llama.cpp may not know its architecture '{}'.",
-                            path, RecentProblems(), header.Text("general.architecture").value_or("?")));
+    throw Error(
+        fmt::format("llama.cpp cannot load the model '{}':\n{}The file is whole; this llama.cpp may not know its "
+                    "architecture '{}'.",
+                    path, RecentProblems(), header.Text("general.architecture").value_or("?")));
   return model;
 }
 
@@ -90,11 +92,15 @@ ContextPtr MakeContext(llama_model* model, const CacheChoice& cache, const Conte
     // Without the requirement it works: then that was the reason.
     UseCache(cache, /*require=*/false);
     if (ContextPtr(llama_init_from_model(model, params)))
-      throw NotPackedError(fmt::format("--require: not every layer can be packed with '{}':\n{}Leave --require out to keep those layers in 16 bits, "
-                                       "or choose another recipe (kvrazor methods).", cache.name, problems));
+      throw NotPackedError(fmt::format(
+          "--require: not every layer can be packed with '{}':\n{}Leave --require out to keep those layers in 16 bits, "
+          "or choose another recipe (kvrazor methods).",
+          cache.name, problems));
   }
-  throw Error(fmt::format("llama.cpp cannot make a context of {} tokens with the cache '{}':\n{}Try a shorter context (-c) or another cache.",
-                          options.context, cache.name, problems));
+  throw Error(
+      fmt::format("llama.cpp cannot make a context of {} tokens with the cache '{}':\n{}Try a shorter context (-c) or "
+                  "another cache.",
+                  options.context, cache.name, problems));
 }
 
 KvUsage MeasureKv(llama_context* context, const CacheChoice& cache) {
@@ -117,27 +123,31 @@ KvUsage MeasureKv(llama_context* context, const CacheChoice& cache) {
     return usage;
   }
 #endif
-  for (const auto& [type, memory] : llama_get_memory_breakdown(context)) usage.bytes += static_cast<int64_t>(memory.context);
+  for (const auto& [type, memory] : llama_get_memory_breakdown(context))
+    usage.bytes += static_cast<int64_t>(memory.context);
   usage.unpacked_bytes = usage.bytes;
-  usage.page_bits_per_value = 8.0 * static_cast<double>(ggml_type_size(cache.type)) / static_cast<double>(ggml_blck_size(cache.type));
+  usage.page_bits_per_value =
+      8.0 * static_cast<double>(ggml_type_size(cache.type)) / static_cast<double>(ggml_blck_size(cache.type));
   usage.f16_bytes = static_cast<int64_t>(static_cast<double>(usage.bytes) * 16.0 / usage.page_bits_per_value);
   return usage;
 }
 
 std::vector<llama_token> Tokenize(const llama_model* model, std::string_view text, bool add_first, bool special) {
   const llama_vocab* vocab = llama_model_get_vocab(model);
-  if (text.size() > size_t{1} << 30) throw Error(fmt::format("the text has {} bytes; at most 1 GiB can be read.", text.size()));
+  if (text.size() > size_t{1} << 30)
+    throw Error(fmt::format("the text has {} bytes; at most 1 GiB can be read.", text.size()));
   std::vector<llama_token> tokens(text.size() / 2 + 16);
   const auto run = [&] {
-    return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(), static_cast<int32_t>(tokens.size()), add_first,
-                          special);
+    return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                          static_cast<int32_t>(tokens.size()), add_first, special);
   };
   int32_t count = run();
   if (count < 0 && count != INT32_MIN) {
     tokens.resize(static_cast<size_t>(-count));
     count = run();
   }
-  if (count < 0) throw Error("llama.cpp cannot split the text into tokens. Is it UTF-8, and has the model a vocabulary?");
+  if (count < 0)
+    throw Error("llama.cpp cannot split the text into tokens. Is it UTF-8, and has the model a vocabulary?");
   tokens.resize(static_cast<size_t>(count));
   return tokens;
 }
@@ -154,16 +164,18 @@ std::string Piece(const llama_model* model, llama_token token) {
   return piece;
 }
 
-void Feed(llama_context* context, std::span<const llama_token> tokens, int64_t at, const std::function<void(int64_t)>& progress) {
+void Feed(llama_context* context, std::span<const llama_token> tokens, int64_t at,
+          const std::function<void(int64_t)>& progress) {
   const int64_t batch_tokens = llama_n_batch(context);
   for (int64_t done = 0; done < std::ssize(tokens);) {
     const int64_t count = std::min<int64_t>(batch_tokens, std::ssize(tokens) - done);
     // llama.h takes a pointer to non-const tokens and does not write through it. Positions follow the sequence's own.
-    llama_batch batch = llama_batch_get_one(const_cast<llama_token*>(tokens.data() + done), static_cast<int32_t>(count));
+    llama_batch batch =
+        llama_batch_get_one(const_cast<llama_token*>(tokens.data() + done), static_cast<int32_t>(count));
     const int32_t status = llama_decode(context, batch);
     if (status != 0)
-      throw Error(fmt::format("llama.cpp failed at tokens {} to {} of a context of {} (status {}):\n{}", at + done, at + done + count - 1,
-                              llama_n_ctx(context), status, RecentProblems()));
+      throw Error(fmt::format("llama.cpp failed at tokens {} to {} of a context of {} (status {}):\n{}", at + done,
+                              at + done + count - 1, llama_n_ctx(context), status, RecentProblems()));
     done += count;
     if (progress) {
       llama_synchronize(context);
@@ -174,7 +186,8 @@ void Feed(llama_context* context, std::span<const llama_token> tokens, int64_t a
 
 std::span<const float> LastLogits(llama_context* context) {
   const float* logits = llama_get_logits_ith(context, -1);
-  if (!logits) throw Error("llama.cpp computed no logits for the last token. Is it a language model, not an embedding model?");
+  if (!logits)
+    throw Error("llama.cpp computed no logits for the last token. Is it a language model, not an embedding model?");
   const int32_t vocabulary = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context)));
   return {logits, static_cast<size_t>(vocabulary)};
 }

@@ -32,11 +32,11 @@ std::string RecentProblems();
 ModelPtr LoadModel(const std::string& path);
 
 struct ContextOptions {
-  int64_t context = 0;      ///< tokens
-  int batch = 512;          ///< tokens computed at once
-  int outputs = 1;          ///< most positions of a batch whose logits are asked for
+  int64_t context = 0;  ///< tokens
+  int batch = 512;      ///< tokens computed at once
+  int outputs = 1;      ///< most positions of a batch whose logits are asked for
   int threads = 1;
-  bool require = false;     ///< no layer may stay in 16 bits
+  bool require = false;  ///< no layer may stay in 16 bits
 };
 /// Makes a context with flash attention and the cache. Throws NotPackedError if `require` is what prevents it, or Error; both
 /// with llama.cpp's messages.
@@ -44,17 +44,17 @@ ContextPtr MakeContext(llama_model* model, const CacheChoice& cache, const Conte
 
 /// What the context's KV cache takes.
 struct KvUsage {
-  int64_t bytes = 0;              ///< everything: windows, staging and tables too
-  int64_t sealed_bytes = 0;       ///< of these, sealed pages
-  int64_t staging_bytes = 0;      ///< 16-bit pages, the most ever held: windows, pages being filled, a batch in flight
-  int64_t sink_bytes = 0;         ///< first tokens in 16 bits
-  int64_t table_bytes = 0;        ///< page tables, second moments of the queries
-  int64_t unpacked_bytes = 0;     ///< cache tensors that llama.cpp keeps itself
-  double page_bits_per_value = 0; ///< of sealed pages alone (packed), of the whole cache (llama.cpp's own)
-  int64_t f16_bytes = 0;          ///< what 16 bits would take; 0 if not known
-  int64_t num_layers = 0;         ///< 0 if not known
-  int64_t f16_layers = 0;         ///< layers that kvrazor left in 16 bits
-  int64_t generic_nodes = 0;      ///< graph nodes that needed a 16-bit view of a packed tensor
+  int64_t bytes = 0;               ///< everything: windows, staging and tables too
+  int64_t sealed_bytes = 0;        ///< of these, sealed pages
+  int64_t staging_bytes = 0;       ///< 16-bit pages, the most ever held: windows, pages being filled, a batch in flight
+  int64_t sink_bytes = 0;          ///< first tokens in 16 bits
+  int64_t table_bytes = 0;         ///< page tables, second moments of the queries
+  int64_t unpacked_bytes = 0;      ///< cache tensors that llama.cpp keeps itself
+  double page_bits_per_value = 0;  ///< of sealed pages alone (packed), of the whole cache (llama.cpp's own)
+  int64_t f16_bytes = 0;           ///< what 16 bits would take; 0 if not known
+  int64_t num_layers = 0;          ///< 0 if not known
+  int64_t f16_layers = 0;          ///< layers that kvrazor left in 16 bits
+  int64_t generic_nodes = 0;       ///< graph nodes that needed a 16-bit view of a packed tensor
 };
 KvUsage MeasureKv(llama_context* context, const CacheChoice& cache);
 
@@ -65,7 +65,8 @@ std::string Piece(const llama_model* model, llama_token token);
 
 /// Computes tokens from position `at` on, in batches; logits of the last one can be read afterwards. Throws Error.
 /// `progress` is called with the tokens done after each batch.
-void Feed(llama_context* context, std::span<const llama_token> tokens, int64_t at, const std::function<void(int64_t)>& progress = {});
+void Feed(llama_context* context, std::span<const llama_token> tokens, int64_t at,
+          const std::function<void(int64_t)>& progress = {});
 
 /// Logits of the last token fed.
 std::span<const float> LastLogits(llama_context* context);

@@ -14,15 +14,20 @@ constexpr int64_t kMaxLayers = 1 << 14, kMaxHeads = 1 << 14, kMaxHeadDim = 1 << 
 
 class Keys {
  public:
-  explicit Keys(const GgufHeader& header, std::string architecture) : header_(header), architecture_(std::move(architecture)) {}
+  explicit Keys(const GgufHeader& header, std::string architecture)
+      : header_(header), architecture_(std::move(architecture)) {}
 
   std::string Name(const char* key) const { return architecture_ + "." + key; }
 
-  int64_t Int(const char* key, int64_t otherwise, int64_t max) const { return Checked(key, header_.Int(Name(key)).value_or(otherwise), max); }
+  int64_t Int(const char* key, int64_t otherwise, int64_t max) const {
+    return Checked(key, header_.Int(Name(key)).value_or(otherwise), max);
+  }
 
   int64_t Required(const char* key, int64_t max) const {
     const auto value = header_.Int(Name(key));
-    if (!value) throw Error(fmt::format("the model '{}' does not say '{}', which is needed. Is it a language model?", header_.path, Name(key)));
+    if (!value)
+      throw Error(fmt::format("the model '{}' does not say '{}', which is needed. Is it a language model?",
+                              header_.path, Name(key)));
     return Checked(key, *value, max);
   }
 
@@ -31,8 +36,8 @@ class Keys {
     const GgufArray* array = header_.Array(Name(key));
     if (!array) return Int(key, otherwise, max);
     if (layer >= std::ssize(array->values))
-      throw Error(fmt::format("the model '{}' has {} values in '{}', fewer than its layers. The file is damaged.", header_.path,
-                              array->values.size(), Name(key)));
+      throw Error(fmt::format("the model '{}' has {} values in '{}', fewer than its layers. The file is damaged.",
+                              header_.path, array->values.size(), Name(key)));
     return Checked(key, array->values[static_cast<size_t>(layer)], max);
   }
 
@@ -42,7 +47,8 @@ class Keys {
  private:
   int64_t Checked(const char* key, int64_t value, int64_t max) const {
     if (value < 0 || value > max)
-      throw Error(fmt::format("the model '{}' says '{}' = {}; 0 to {} is possible. The file is damaged.", header_.path, Name(key), value, max));
+      throw Error(fmt::format("the model '{}' says '{}' = {}; 0 to {} is possible. The file is damaged.", header_.path,
+                              Name(key), value, max));
     return value;
   }
 
@@ -73,7 +79,8 @@ ModelShape ShapeOf(const GgufHeader& header) {
   ModelShape shape;
   const auto architecture = header.Text("general.architecture");
   if (!architecture || architecture->empty())
-    throw Error(fmt::format("the model '{}' does not say its 'general.architecture'. Is it a language model?", header.path));
+    throw Error(
+        fmt::format("the model '{}' does not say its 'general.architecture'. Is it a language model?", header.path));
   shape.architecture = *architecture;
   shape.name = header.Text("general.name").value_or(header.path.substr(header.path.find_last_of('/') + 1));
   const Keys keys(header, shape.architecture);
@@ -81,7 +88,8 @@ ModelShape ShapeOf(const GgufHeader& header) {
   shape.embedding_length = keys.Required("embedding_length", int64_t{1} << 24);
   shape.trained_context = keys.Required("context_length", kMaxContext);
   if (shape.embedding_length == 0 || num_layers == 0)
-    throw Error(fmt::format("the model '{}' claims {} layers of width {}. The file is damaged.", header.path, num_layers, shape.embedding_length));
+    throw Error(fmt::format("the model '{}' claims {} layers of width {}. The file is damaged.", header.path,
+                            num_layers, shape.embedding_length));
   if (const GgufArray* tokens = header.Array("tokenizer.ggml.tokens")) shape.vocabulary = tokens->length;
   if (shape.vocabulary == 0) shape.vocabulary = keys.Int("vocab_size", 0, int64_t{1} << 32);
   shape.weight_bytes = header.tensor_bytes();
@@ -90,8 +98,10 @@ ModelShape ShapeOf(const GgufHeader& header) {
   const int64_t latent = keys.Int("attention.kv_lora_rank", 0, kMaxHeadDim);
   const bool has_pattern = keys.Has("attention.sliding_window_pattern");
   if (window > 0 && !has_pattern)
-    shape.notes.push_back(fmt::format(
-        "The model has a sliding window of {} tokens but does not say in which layers: all are counted with the full context.", window));
+    shape.notes.push_back(
+        fmt::format("The model has a sliding window of {} tokens but does not say in which layers: all are counted "
+                    "with the full context.",
+                    window));
   for (int64_t i = 0; i < num_layers; ++i) {
     LayerShape layer;
     const int64_t num_heads = keys.PerLayer("attention.head_count", i, 0, kMaxHeads);
@@ -108,7 +118,8 @@ ModelShape ShapeOf(const GgufHeader& header) {
       layer.k_head_dim = static_cast<int>(keys.Int("attention.key_length", default_dim, kMaxHeadDim));
       layer.v_head_dim = static_cast<int>(keys.Int("attention.value_length", default_dim, kMaxHeadDim));
       if (layer.k_head_dim == 0 || layer.v_head_dim == 0)
-        throw Error(fmt::format("the model '{}' claims heads of 0 values in layer {}. The file is damaged.", header.path, i));
+        throw Error(
+            fmt::format("the model '{}' claims heads of 0 values in layer {}. The file is damaged.", header.path, i));
       if (window > 0 && has_pattern && IsWindowed(keys, i)) {
         layer.kind = LayerKind::kWindow;
         layer.window = window;

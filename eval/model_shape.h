@@ -21,8 +21,8 @@ struct LayerShape {
   LayerKind kind = LayerKind::kFull;
   int num_kv_heads = 0;
   int k_head_dim = 0;
-  int v_head_dim = 0;   ///< 0 with kLatent
-  int64_t window = 0;   ///< tokens; 0 unless kWindow
+  int v_head_dim = 0;  ///< 0 with kLatent
+  int64_t window = 0;  ///< tokens; 0 unless kWindow
 };
 
 struct ModelShape {
@@ -31,9 +31,9 @@ struct ModelShape {
   int64_t embedding_length = 0;
   int64_t vocabulary = 0;
   int64_t trained_context = 0;
-  uint64_t weight_bytes = 0;          ///< of all parts
+  uint64_t weight_bytes = 0;  ///< of all parts
   std::vector<LayerShape> layers;
-  std::vector<std::string> notes;     ///< what the header did not say and what was assumed instead
+  std::vector<std::string> notes;  ///< what the header did not say and what was assumed instead
 
   /// Keys and values of one token in 16 bits, all layers that keep every token.
   int64_t f16_bytes_per_token() const;

@@ -11,7 +11,9 @@
 namespace kvrazor::eval {
 namespace {
 
-double SecondsNow() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double SecondsNow() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 // Feeds one token and waits for its logits; returns the seconds it took.
 double DecodeOne(llama_context* context, llama_token token, int64_t at) {
@@ -34,8 +36,11 @@ Generation Generate(llama_context* context, std::span<const llama_token> prompt,
                     const std::function<void(int64_t)>& progress) {
   const int64_t room = llama_n_ctx(context);
   if (std::ssize(prompt) + new_tokens > room)
-    throw Error(fmt::format("the prompt has {} tokens and {} more are to be written, but the context holds {}. Use a longer context (-c) or a "
-                            "shorter prompt.", prompt.size(), new_tokens, room));
+    throw Error(
+        fmt::format("the prompt has {} tokens and {} more are to be written, but the context holds {}. Use a longer "
+                    "context (-c) or a "
+                    "shorter prompt.",
+                    prompt.size(), new_tokens, room));
   const llama_model* model = llama_get_model(context);
   const llama_vocab* vocab = llama_model_get_vocab(model);
   Generation result;
@@ -62,22 +67,27 @@ Generation Generate(llama_context* context, std::span<const llama_token> prompt,
   return result;
 }
 
-std::vector<DepthSpeed> MeasureDepths(llama_context* context, std::span<const llama_token> tokens, std::span<const int64_t> depths,
-                                      int64_t new_tokens, const std::function<void(int64_t)>& progress) {
+std::vector<DepthSpeed> MeasureDepths(llama_context* context, std::span<const llama_token> tokens,
+                                      std::span<const int64_t> depths, int64_t new_tokens,
+                                      const std::function<void(int64_t)>& progress) {
   const int64_t batch = llama_n_batch(context);
   std::vector<DepthSpeed> results;
   int64_t at = 0;
   const auto feed_to = [&](int64_t end) {
     if (end <= at) return;
-    Feed(context, tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(end - at)), at,
-         [&](int64_t done) { if (progress) progress(at + done); });
+    Feed(context, tokens.subspan(static_cast<size_t>(at), static_cast<size_t>(end - at)), at, [&](int64_t done) {
+      if (progress) progress(at + done);
+    });
     llama_synchronize(context);
     at = end;
   };
   for (const int64_t depth : depths) {
     if (depth < at || depth + new_tokens > std::min<int64_t>(std::ssize(tokens), llama_n_ctx(context)))
-      throw Error(fmt::format("bench: depth {} with {} new tokens does not fit after depth {} in {} tokens. Give depths further apart, or a "
-                              "longer context.", depth, new_tokens, at, std::min<int64_t>(std::ssize(tokens), llama_n_ctx(context))));
+      throw Error(
+          fmt::format("bench: depth {} with {} new tokens does not fit after depth {} in {} tokens. Give depths "
+                      "further apart, or a "
+                      "longer context.",
+                      depth, new_tokens, at, std::min<int64_t>(std::ssize(tokens), llama_n_ctx(context))));
     DepthSpeed result{.depth = depth};
     feed_to(std::max(at, depth - batch));
     if (const int64_t timed = depth - at; timed > 0) {

@@ -12,11 +12,11 @@
 namespace kvrazor::eval {
 
 struct Generation {
-  double prefill_tps = 0;          ///< tokens of the prompt over the seconds until its last logits
-  double decode_tps = 0;           ///< of the median new token
+  double prefill_tps = 0;  ///< tokens of the prompt over the seconds until its last logits
+  double decode_tps = 0;   ///< of the median new token
   int64_t prompt_tokens = 0;
   int64_t decoded_tokens = 0;
-  std::string text;                ///< greedy, up to the model's end of generation
+  std::string text;  ///< greedy, up to the model's end of generation
   int64_t text_tokens = 0;
 };
 
@@ -30,13 +30,14 @@ Generation Generate(llama_context* context, std::span<const llama_token> prompt,
 void WarmUp(llama_context* context, std::span<const llama_token> tokens);
 
 struct DepthSpeed {
-  int64_t depth = 0;               ///< tokens in the cache before the measurement
-  double prefill_tps = 0;          ///< of the batches that end the prompt at this depth; 0 if depth is 0
-  double decode_tps = 0;           ///< of the median token decoded after them
+  int64_t depth = 0;       ///< tokens in the cache before the measurement
+  double prefill_tps = 0;  ///< of the batches that end the prompt at this depth; 0 if depth is 0
+  double decode_tps = 0;   ///< of the median token decoded after them
 };
 
 /// One pass over `tokens` with a stop at each depth (ascending, each at least a batch after the one before).
-std::vector<DepthSpeed> MeasureDepths(llama_context* context, std::span<const llama_token> tokens, std::span<const int64_t> depths,
-                                      int64_t new_tokens, const std::function<void(int64_t)>& progress);
+std::vector<DepthSpeed> MeasureDepths(llama_context* context, std::span<const llama_token> tokens,
+                                      std::span<const int64_t> depths, int64_t new_tokens,
+                                      const std::function<void(int64_t)>& progress);
 
 }  // namespace kvrazor::eval

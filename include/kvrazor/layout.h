@@ -34,16 +34,17 @@ struct PageLayout {
   int64_t head_scalars_at = -1;  ///< f32 [num_kv_heads][2]; razor keys: {mean_scale, token_scale_base}
   int64_t heads_at = 0;
   int64_t head_bytes = 0;
-  int64_t page_bytes = 0;        ///< 0 with Codec::kF16: such pages are never sealed
+  int64_t page_bytes = 0;  ///< 0 with Codec::kF16: such pages are never sealed
 
-  int64_t codes_at = 0;          ///< [lane tiles][k blocks][64]
+  int64_t codes_at = 0;  ///< [lane tiles][k blocks][64]
   int64_t codes_bytes = 0;
-  int64_t scale_at = -1;         ///< affine keys f16 [128 / group_size][head_dim]; affine values f16 [head_dim / group_size][128];
-                                 ///< razor keys u8 e3m5 [128] (token scale s'); razor values u8 e5m3 [head_dim]
-  int64_t offset_at = -1;        ///< affine: f16, shaped like scale
-  int64_t mean_at = -1;          ///< razor keys: int16 [head_dim], value = mean * mean_scale
-  int64_t norm_at = -1;          ///< razor values: u8 e5m3 [128]
-  int64_t centre_at = -1;        ///< razor values: int8 [head_dim], centre = z * scale / 8
+  int64_t scale_at =
+      -1;  ///< affine keys f16 [128 / group_size][head_dim]; affine values f16 [head_dim / group_size][128];
+           ///< razor keys u8 e3m5 [128] (token scale s'); razor values u8 e5m3 [head_dim]
+  int64_t offset_at = -1;  ///< affine: f16, shaped like scale
+  int64_t mean_at = -1;    ///< razor keys: int16 [head_dim], value = mean * mean_scale
+  int64_t norm_at = -1;    ///< razor values: u8 e5m3 [128]
+  int64_t centre_at = -1;  ///< razor values: int8 [head_dim], centre = z * scale / 8
 
   int lanes_per_tile() const { return 16; }
   /// Elements of the summed dimension in one 64-byte row.

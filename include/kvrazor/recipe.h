@@ -34,8 +34,8 @@ enum class TokenScale {
 /// One side, keys or values, of a recipe. Fields that a codec does not use keep their defaults.
 struct SideRecipe {
   Codec codec = Codec::kF16;
-  int bits = 16;        ///< width of a code: 2 or 4 (16 with kF16)
-  int group_size = 0;   ///< kAffine: values that share scale and offset
+  int bits = 16;       ///< width of a code: 2 or 4 (16 with kF16)
+  int group_size = 0;  ///< kAffine: values that share scale and offset
   Axis axis = Axis::kPerToken;
   ZeroPoint zero_point = ZeroPoint::kRounded;
   TokenScale token_scale = TokenScale::kNone;
@@ -56,11 +56,11 @@ struct LayerOverride {
 
 /// A whole method: keys, values, and what stays in 16 bits.
 struct Recipe {
-  std::string name;                     ///< as in the registry: "oscar", "razor-2", ...
+  std::string name;  ///< as in the registry: "oscar", "razor-2", ...
   SideRecipe k;
   SideRecipe v;
-  int residual_tokens = kPageTokens;    ///< a page is sealed once this many tokens in full pages stand behind it
-  int sink_tokens = 0;                  ///< first tokens of a sequence, kept in 16 bits for good
+  int residual_tokens = kPageTokens;  ///< a page is sealed once this many tokens in full pages stand behind it
+  int sink_tokens = 0;                ///< first tokens of a sequence, kept in 16 bits for good
   std::vector<LayerOverride> overrides;
 
   bool operator==(const Recipe&) const = default;

@@ -31,11 +31,13 @@ class Cursor {
 void CheckShape(const SideRecipe& r, Side side, HeadShape s) {
   const std::string what = side == Side::kKey ? "keys" : "values";
   if (s.num_kv_heads < 1 || s.num_kv_heads > 1024) {
-    throw Error("layout: num_kv_heads=" + std::to_string(s.num_kv_heads) + " for " + what + "; possible are 1 to 1024.");
+    throw Error("layout: num_kv_heads=" + std::to_string(s.num_kv_heads) + " for " + what +
+                "; possible are 1 to 1024.");
   }
   if (r.codec == Codec::kF16) {
     if (s.head_dim < 1 || s.head_dim > 4096) {
-      throw Error("layout: head_dim=" + std::to_string(s.head_dim) + " for " + what + "; possible are 1 to 4096 in 16 bits.");
+      throw Error("layout: head_dim=" + std::to_string(s.head_dim) + " for " + what +
+                  "; possible are 1 to 4096 in 16 bits.");
     }
     return;
   }
@@ -44,8 +46,9 @@ void CheckShape(const SideRecipe& r, Side side, HeadShape s) {
                 "; possible are 32, 64, 128, 256. Keep such a layer in 16 bits (recipe f16).");
   }
   if (r.codec == Codec::kAffine && r.axis == Axis::kPerToken && r.group_size > s.head_dim) {
-    throw Error("layout: group_size=" + std::to_string(r.group_size) + " along channels for " + what + " with head_dim=" +
-                std::to_string(s.head_dim) + "; possible are divisors of head_dim, for example g" + std::to_string(s.head_dim) + ".");
+    throw Error("layout: group_size=" + std::to_string(r.group_size) + " along channels for " + what +
+                " with head_dim=" + std::to_string(s.head_dim) + "; possible are divisors of head_dim, for example g" +
+                std::to_string(s.head_dim) + ".");
   }
 }
 
@@ -69,8 +72,7 @@ PageLayout MakePageLayout(const SideRecipe& recipe, Side side, HeadShape shape) 
   p.codes_bytes = kPageTokens * dim * recipe.bits / 8;
   p.codes_at = head.Take(p.codes_bytes);
   switch (recipe.codec) {
-    case Codec::kF16:
-      break;
+    case Codec::kF16: break;
     case Codec::kAffine: {
       const int64_t groups = kPageTokens * dim / recipe.group_size;  // per channel: 128/G * D; per token: D/G * 128
       p.scale_at = head.Take(groups * 2);
@@ -118,8 +120,10 @@ uint8_t EncodeE3M5(float x, float base) {
   int exponent = 0;
   std::frexp(r, &exponent);
   const int octave = std::max(exponent - 1, -7);
-  const int units = static_cast<int>(std::nearbyint(std::ldexp(r, 5 - octave)));  // 32..64; below 32 only under the range
-  if (units < 32) return r > 0.5f * DecodeE3M5(1, 1.0f) ? 1 : 0;  // below the range: the nearer of 0 and the smallest value
+  const int units =
+      static_cast<int>(std::nearbyint(std::ldexp(r, 5 - octave)));  // 32..64; below 32 only under the range
+  if (units < 32)
+    return r > 0.5f * DecodeE3M5(1, 1.0f) ? 1 : 0;  // below the range: the nearer of 0 and the smallest value
   const int code = ((octave + 7) << 5) + (units - 32);
   return static_cast<uint8_t>(code == 0 ? 1 : code);  // 2^-7 itself is not a value: code 0 means 0
 }

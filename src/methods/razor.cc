@@ -12,10 +12,12 @@ Method Razor2Method() {
   r.sink_tokens = 4;
   return {
       .name = r.name,
-      .summary = "page mean + scale per token, codes by error feedback; values per channel with token norms; 2.2 stored bits",
+      .summary =
+          "page mean + scale per token, codes by error feedback; values per channel with token norms; 2.2 stored bits",
       .source = "this project, docs/numerics.md",
-      .known_limits = "The metric is learnt from the queries of the running text: the first page after a change of topic is sealed "
-                      "with the old one. A value vector very unlike its page can lose precision.",
+      .known_limits =
+          "The metric is learnt from the queries of the running text: the first page after a change of topic is sealed "
+          "with the old one. A value vector very unlike its page can lose precision.",
       .recipe = r,
   };
 }

@@ -24,13 +24,13 @@ struct OutputRows {
 
 struct AttendArgs {
   const LayerFormat* format = nullptr;
-  std::span<const AttendPage> pages;   ///< disjoint keys, any order; may be empty (output 0, lse -inf)
-  int num_qo_heads = 0;                ///< multiple of num_kv_heads; query head h reads kv head h / gqa_ratio
-  int qo_len = 0;                      ///< new tokens
-  float softmax_scale = 0;             ///< on q.k, before mask and softcap
-  float logit_softcap = 0;             ///< 0: none, else logit = softcap * tanh(logit / softcap)
-  QueryRows q;                         ///< after RoPE, not rotated
-  OutputRows out;                      ///< [qo_len][num_qo_heads][head_dim of v], not rotated
+  std::span<const AttendPage> pages;  ///< disjoint keys, any order; may be empty (output 0, lse -inf)
+  int num_qo_heads = 0;               ///< multiple of num_kv_heads; query head h reads kv head h / gqa_ratio
+  int qo_len = 0;                     ///< new tokens
+  float softmax_scale = 0;            ///< on q.k, before mask and softcap
+  float logit_softcap = 0;            ///< 0: none, else logit = softcap * tanh(logit / softcap)
+  QueryRows q;                        ///< after RoPE, not rotated
+  OutputRows out;                     ///< [qo_len][num_qo_heads][head_dim of v], not rotated
 
   /// f16 added to the logits, [qo_len][mask_stride], column = key index; -inf hides a key. nullptr: causal, key j is seen
   /// by new token i if j <= causal_base + i. One mask for all heads.

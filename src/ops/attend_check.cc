@@ -24,10 +24,12 @@ void CheckAttendArgs(const AttendArgs& a) {
   const HeadShape k = a.format->k.shape;
   const HeadShape v = a.format->v.shape;
   if (k.num_kv_heads != v.num_kv_heads) {
-    Refuse("keys have " + std::to_string(k.num_kv_heads) + " heads, values " + std::to_string(v.num_kv_heads) + "; they must be equal.");
+    Refuse("keys have " + std::to_string(k.num_kv_heads) + " heads, values " + std::to_string(v.num_kv_heads) +
+           "; they must be equal.");
   }
   if (a.num_qo_heads < 1 || a.num_qo_heads % k.num_kv_heads != 0) {
-    Refuse("num_qo_heads=" + std::to_string(a.num_qo_heads) + " is no multiple of num_kv_heads=" + std::to_string(k.num_kv_heads) + ".");
+    Refuse("num_qo_heads=" + std::to_string(a.num_qo_heads) +
+           " is no multiple of num_kv_heads=" + std::to_string(k.num_kv_heads) + ".");
   }
   if (a.qo_len < 0) Refuse("qo_len=" + std::to_string(a.qo_len) + " is negative.");
   if (a.qo_len > 0 && (!a.q.data || !a.out.data)) Refuse("q or out is missing.");
@@ -35,13 +37,14 @@ void CheckAttendArgs(const AttendArgs& a) {
   for (size_t i = 0; i < a.pages.size(); ++i) {
     const AttendPage& page = a.pages[i];
     if (page.num_tokens < 1 || page.num_tokens > kPageTokens) {
-      Refuse("page " + std::to_string(i) + " has " + std::to_string(page.num_tokens) + " tokens; possible are 1 to " + std::to_string(kPageTokens) + ".");
+      Refuse("page " + std::to_string(i) + " has " + std::to_string(page.num_tokens) + " tokens; possible are 1 to " +
+             std::to_string(kPageTokens) + ".");
     }
     CheckSide(page.k, a.format->k, "keys", i);
     CheckSide(page.v, a.format->v, "values", i);
     if (a.mask && (page.first_key < 0 || page.first_key + page.num_tokens > a.mask_stride)) {
-      Refuse("page " + std::to_string(i) + " has keys up to " + std::to_string(page.first_key + page.num_tokens) + ", the mask " +
-             std::to_string(a.mask_stride) + " columns.");
+      Refuse("page " + std::to_string(i) + " has keys up to " + std::to_string(page.first_key + page.num_tokens) +
+             ", the mask " + std::to_string(a.mask_stride) + " columns.");
     }
   }
 }

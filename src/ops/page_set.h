@@ -27,10 +27,10 @@ static_assert(kPageTokens == 128, "TokenMask has two words");
 
 /// One side of one page. Either `sealed` or `rows` is set.
 struct PageSide {
-  const std::byte* sealed = nullptr;      // PageLayout::page_bytes, 64-byte aligned
-  const f16_bits* rows = nullptr;         // [num_tokens][num_kv_heads][head_dim] as the model wrote them, not rotated
+  const std::byte* sealed = nullptr;  // PageLayout::page_bytes, 64-byte aligned
+  const f16_bits* rows = nullptr;     // [num_tokens][num_kv_heads][head_dim] as the model wrote them, not rotated
   /// Tokens of a sealed page that are kept in 16 bits beside it (sinks); their codes mean nothing.
-  const f16_bits* exact_rows = nullptr;   // [exact.Count()][num_kv_heads][head_dim], in token order
+  const f16_bits* exact_rows = nullptr;  // [exact.Count()][num_kv_heads][head_dim], in token order
   TokenMask exact = {};
 };
 
@@ -38,8 +38,8 @@ struct PageSide {
 struct AttendPage {
   PageSide k;
   PageSide v;
-  int num_tokens = 0;      ///< tokens 0 .. num_tokens-1 are read (1 .. 128)
-  int64_t first_key = 0;   ///< index of token 0 among the keys (mask column, causal position)
+  int num_tokens = 0;     ///< tokens 0 .. num_tokens-1 are read (1 .. 128)
+  int64_t first_key = 0;  ///< index of token 0 among the keys (mask column, causal position)
 };
 
 /// How the two sides of a layer are stored.

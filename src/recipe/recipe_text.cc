@@ -38,7 +38,8 @@ const Recipe& BaseRecipe(std::string_view name) {
     if (m.name == name) return m.recipe;
     names += (names.empty() ? "" : ", ") + m.name;
   }
-  throw Error("recipe: no method '" + std::string(name) + "'; there are " + names + ". `kvrazor methods` describes them.");
+  throw Error("recipe: no method '" + std::string(name) + "'; there are " + names +
+              ". `kvrazor methods` describes them.");
 }
 
 [[noreturn]] void BadOption(std::string_view option) {
@@ -50,7 +51,8 @@ const Recipe& BaseRecipe(std::string_view name) {
 /// "2g64" onto a side. A group size is only there when it was given.
 void ApplySide(std::string_view text, std::string_view option, SideRecipe& side) {
   if (side.codec == Codec::kF16) {
-    throw Error("recipe: '" + std::string(option) + "' does not apply to f16, which stores 16 bits; choose a method that quantizes, for example oscar.");
+    throw Error("recipe: '" + std::string(option) +
+                "' does not apply to f16, which stores 16 bits; choose a method that quantizes, for example oscar.");
   }
   const std::optional<int> bits = TakeInt(text);
   if (!bits) BadOption(option);
@@ -86,7 +88,9 @@ Recipe ParseMethod(std::string_view text) {
   std::string_view rest = text;
   const bool has_options = text.find(':') != std::string_view::npos;
   const std::string_view name = TakePart(rest, ':');
-  if (name.empty()) throw Error("recipe: the name is missing in '" + std::string(text) + "'; give the name of a method, for example oscar.");
+  if (name.empty())
+    throw Error("recipe: the name is missing in '" + std::string(text) +
+                "'; give the name of a method, for example oscar.");
   Recipe r = BaseRecipe(name);
   if (has_options && Trim(rest).empty()) BadOption("");
   while (!rest.empty()) {
@@ -110,7 +114,8 @@ LayerOverride ParseOverride(std::string_view text) {
     last = TakeInt(r);
   }
   if (!first || !last || !r.empty() || Trim(rest).empty()) {
-    throw Error("recipe: cannot read the layers '" + std::string(text) + "'; give FIRST-LAST=METHOD, for example razor-2;0-1=f16.");
+    throw Error("recipe: cannot read the layers '" + std::string(text) +
+                "'; give FIRST-LAST=METHOD, for example razor-2;0-1=f16.");
   }
   o.first = *first;
   o.last = *last;
@@ -128,7 +133,8 @@ std::string SideText(char letter, const SideRecipe& side, const SideRecipe& base
 }  // namespace
 
 Recipe ParseRecipe(std::string_view text) {
-  if (text.size() > 4096) throw Error("recipe: the text has " + std::to_string(text.size()) + " characters; at most 4096 are read.");
+  if (text.size() > 4096)
+    throw Error("recipe: the text has " + std::to_string(text.size()) + " characters; at most 4096 are read.");
   std::string_view rest = text;
   Recipe r = ParseMethod(TakePart(rest, ';'));
   while (!rest.empty()) r.overrides.push_back(ParseOverride(TakePart(rest, ';')));

@@ -13,18 +13,20 @@ namespace {
 void ValidateSide(const SideRecipe& s, bool is_key) {
   const std::string side = is_key ? "k" : "v";
   if (s.codec == Codec::kF16) {
-    if (s.bits != 16) Refuse(side + ": bits", std::to_string(s.bits), "16-bit storage has 16 bits. Choose a method that quantizes.");
+    if (s.bits != 16)
+      Refuse(side + ": bits", std::to_string(s.bits), "16-bit storage has 16 bits. Choose a method that quantizes.");
     if (s.rotate || s.token_scale != TokenScale::kNone || s.group_size != 0) {
-      Refuse(side, "16 bit with a rotation, token scale or groups", "16-bit values are stored as the model wrote them.");
+      Refuse(side, "16 bit with a rotation, token scale or groups",
+             "16-bit values are stored as the model wrote them.");
     }
     return;
   }
   if (s.bits != 2 && s.bits != 4) {
-    Refuse(side + ": bits", std::to_string(s.bits), "code widths of 2 and 4 are possible, for example " + side + "2 or " + side + "4.");
+    Refuse(side + ": bits", std::to_string(s.bits),
+           "code widths of 2 and 4 are possible, for example " + side + "2 or " + side + "4.");
   }
   switch (s.codec) {
-    case Codec::kF16:
-      break;
+    case Codec::kF16: break;
     case Codec::kAffine:
       if (s.group_size != 32 && s.group_size != 64 && s.group_size != 128) {
         Refuse(side + ": group_size", std::to_string(s.group_size),
@@ -47,9 +49,11 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
   }
   if (s.codec != Codec::kAffine) {
     if (s.group_size != 0) {
-      Refuse(side + ": group_size", std::to_string(s.group_size), "razor takes its statistics over the whole page; leave the group out.");
+      Refuse(side + ": group_size", std::to_string(s.group_size),
+             "razor takes its statistics over the whole page; leave the group out.");
     }
-    if (s.token_scale != TokenScale::kNone) Refuse(side + ": token_scale", "set", "razor stores its own scale for each token.");
+    if (s.token_scale != TokenScale::kNone)
+      Refuse(side + ": token_scale", "set", "razor stores its own scale for each token.");
     if (!s.rotate) Refuse(side + ": rotate", "off", "razor's scales need the rotation.");
   }
 }
@@ -60,7 +64,8 @@ void Validate(const Recipe& r) {
   if (r.name.empty()) throw Error("recipe: the name is missing; give the name of a method, for example oscar.");
   ValidateSide(r.k, true);
   ValidateSide(r.v, false);
-  if (r.residual_tokens < kPageTokens || r.residual_tokens > 1024 * kPageTokens || r.residual_tokens % kPageTokens != 0) {
+  if (r.residual_tokens < kPageTokens || r.residual_tokens > 1024 * kPageTokens ||
+      r.residual_tokens % kPageTokens != 0) {
     Refuse("residual", std::to_string(r.residual_tokens),
            "it counts the newest tokens in 16 bits and is a multiple of " + std::to_string(kPageTokens) + " from " +
                std::to_string(kPageTokens) + " up, for example residual=128.");
@@ -72,13 +77,17 @@ void Validate(const Recipe& r) {
   int last = -1;
   for (const LayerOverride& o : r.overrides) {
     const std::string range = std::to_string(o.first) + "-" + std::to_string(o.last);
-    if (o.first < 0 || o.last < o.first) Refuse("layers", range, "give FIRST-LAST with 0 <= FIRST <= LAST, for example 0-1=f16.");
-    if (o.first <= last) Refuse("layers", range, "ranges are ascending and do not overlap; the one before ends at " + std::to_string(last) + ".");
+    if (o.first < 0 || o.last < o.first)
+      Refuse("layers", range, "give FIRST-LAST with 0 <= FIRST <= LAST, for example 0-1=f16.");
+    if (o.first <= last)
+      Refuse("layers", range,
+             "ranges are ascending and do not overlap; the one before ends at " + std::to_string(last) + ".");
     last = o.last;
     const Recipe layer = ParseRecipe(o.method);
     if (!layer.overrides.empty()) Refuse("layers " + range, o.method, "an override has no overrides of its own.");
     if (layer.residual_tokens != r.residual_tokens && layer.residual_tokens != kPageTokens) {
-      Refuse("layers " + range + ": residual", std::to_string(layer.residual_tokens), "the window is one for all layers; set it before the first ';'.");
+      Refuse("layers " + range + ": residual", std::to_string(layer.residual_tokens),
+             "the window is one for all layers; set it before the first ';'.");
     }
   }
 }

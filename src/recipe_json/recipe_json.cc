@@ -19,8 +19,10 @@ using nlohmann::ordered_json;
 template <class E>
 using Names = std::initializer_list<std::pair<E, const char*>>;
 
-constexpr Names<Codec> kCodecs = {
-    {Codec::kF16, "f16"}, {Codec::kAffine, "affine"}, {Codec::kRazorKey, "razor-key"}, {Codec::kRazorValue, "razor-value"}};
+constexpr Names<Codec> kCodecs = {{Codec::kF16, "f16"},
+                                  {Codec::kAffine, "affine"},
+                                  {Codec::kRazorKey, "razor-key"},
+                                  {Codec::kRazorValue, "razor-value"}};
 constexpr Names<Axis> kAxes = {{Axis::kPerChannel, "per-channel"}, {Axis::kPerToken, "per-token"}};
 constexpr Names<ZeroPoint> kZeroPoints = {{ZeroPoint::kFloatMin, "float-min"}, {ZeroPoint::kRounded, "rounded"}};
 constexpr Names<TokenScale> kTokenScales = {{TokenScale::kNone, "none"}, {TokenScale::kAllHeads, "all-heads"}};
@@ -114,7 +116,8 @@ SideRecipe SideFromJson(const json& object, const std::string& where) {
 
 std::string ToJson(const Recipe& r) {
   ordered_json layers = ordered_json::array();
-  for (const LayerOverride& o : r.overrides) layers.push_back({{"first", o.first}, {"last", o.last}, {"method", o.method}});
+  for (const LayerOverride& o : r.overrides)
+    layers.push_back({{"first", o.first}, {"last", o.last}, {"method", o.method}});
   const ordered_json object = {{"name", r.name},
                                {"k", SideToJson(r.k)},
                                {"v", SideToJson(r.v)},
@@ -158,7 +161,9 @@ Recipe ParseRecipeJson(std::string_view text) {
 Recipe LoadRecipe(const std::string& text_or_path) {
   if (!text_or_path.ends_with(".json")) return ParseRecipe(text_or_path);
   std::ifstream file(text_or_path, std::ios::binary);
-  if (!file) throw Error("recipe: cannot open '" + text_or_path + "'; give recipe text such as razor-2 or the path of a JSON file.");
+  if (!file)
+    throw Error("recipe: cannot open '" + text_or_path +
+                "'; give recipe text such as razor-2 or the path of a JSON file.");
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   try {
     return ParseRecipeJson(text);

@@ -6,7 +6,8 @@ namespace kvrazor::apps {
 namespace {
 
 TEST(MachineTest, CommandsCanBePastedIntoAShell) {
-  EXPECT_EQ(CommandText({"kvrazor", "plan", "a b.gguf", "--memory=24G", "it's", ""}), "kvrazor plan 'a b.gguf' --memory=24G 'it'\\''s' ''");
+  EXPECT_EQ(CommandText({"kvrazor", "plan", "a b.gguf", "--memory=24G", "it's", ""}),
+            "kvrazor plan 'a b.gguf' --memory=24G 'it'\\''s' ''");
 }
 
 TEST(MachineTest, SaysSomething) {

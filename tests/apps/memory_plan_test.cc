@@ -18,13 +18,15 @@ eval::ModelShape Shape(int num_layers, eval::LayerShape layer) {
   return shape;
 }
 
-const eval::LayerShape kSmolLayer = {.kind = eval::LayerKind::kFull, .num_kv_heads = 3, .k_head_dim = 64, .v_head_dim = 64, .window = 0};
+const eval::LayerShape kSmolLayer = {
+    .kind = eval::LayerKind::kFull, .num_kv_heads = 3, .k_head_dim = 64, .v_head_dim = 64, .window = 0};
 
 TEST(MemoryPlanTest, LlamaTypesByHand) {
   const eval::ModelShape shape = Shape(30, kSmolLayer);
   EXPECT_EQ(KvBytes(shape, eval::ParseCacheChoice("f16"), 8192), 30.0 * 2 * 192 * 2 * 8192);
   EXPECT_EQ(KvBytes(shape, eval::ParseCacheChoice("q8_0"), 8192), 30.0 * 2 * 192 / 32 * 34 * 8192);
-  EXPECT_EQ(KvBytes(shape, eval::ParseCacheChoice("f16"), 1), KvBytes(shape, eval::ParseCacheChoice("f16"), 256));  // padded
+  EXPECT_EQ(KvBytes(shape, eval::ParseCacheChoice("f16"), 1),
+            KvBytes(shape, eval::ParseCacheChoice("f16"), 256));  // padded
 }
 
 TEST(MemoryPlanTest, PackedPagesWindowsAndSinks) {
@@ -38,7 +40,8 @@ TEST(MemoryPlanTest, PackedPagesWindowsAndSinks) {
   EXPECT_NEAR(KvBytes(shape, cache, 8192 + kPageTokens) - KvBytes(shape, cache, 8192), per_page, 2 * 64);
   EXPECT_GT(KvBytes(shape, cache, 8192), 62 * per_page);
   // The control keeps all pages as they are.
-  EXPECT_NEAR(KvBytes(shape, eval::ParseCacheChoice("kvrazor:f16"), 8192), KvBytes(shape, eval::ParseCacheChoice("f16"), 8192), 64 * 2 * 64);
+  EXPECT_NEAR(KvBytes(shape, eval::ParseCacheChoice("kvrazor:f16"), 8192),
+              KvBytes(shape, eval::ParseCacheChoice("f16"), 8192), 64 * 2 * 64);
 }
 
 // What the plug-in itself reports for SmolLM2 after 8192 tokens with batches of 512, all layers (kvrazor compare): the plan
@@ -90,7 +93,11 @@ TEST(MemoryPlanTest, LongestContextIsTheLargestThatFits) {
 }
 
 TEST(MemoryPlanTest, AbsurdContextsDoNotOverflow) {
-  const eval::ModelShape shape = Shape(1 << 14, {.kind = eval::LayerKind::kFull, .num_kv_heads = 1 << 14, .k_head_dim = 1 << 16, .v_head_dim = 1 << 16, .window = 0});
+  const eval::ModelShape shape = Shape(1 << 14, {.kind = eval::LayerKind::kFull,
+                                                 .num_kv_heads = 1 << 14,
+                                                 .k_head_dim = 1 << 16,
+                                                 .v_head_dim = 1 << 16,
+                                                 .window = 0});
   EXPECT_GT(KvBytes(shape, eval::ParseCacheChoice("f16"), int64_t{1} << 40), 1e25);
   EXPECT_EQ(LongestContext(shape, eval::ParseCacheChoice("f16"), 1 << 30, 1e12, int64_t{1} << 40), 0);
 }
@@ -102,7 +109,8 @@ TEST(MemoryPlanTest, ParseBytes) {
   EXPECT_EQ(ParseBytes("512m"), 512.0 * (1 << 20));
   EXPECT_EQ(ParseBytes("80kB"), 80.0 * 1024);
   EXPECT_EQ(ParseBytes("7B"), 7);
-  for (const char* bad : {"", "G", "-1G", "0", "24X", "24GG", "1e400", "nan", "inf", "24 G", "99999999P"}) EXPECT_THROW(ParseBytes(bad), UsageError) << bad;
+  for (const char* bad : {"", "G", "-1G", "0", "24X", "24GG", "1e400", "nan", "inf", "24 G", "99999999P"})
+    EXPECT_THROW(ParseBytes(bad), UsageError) << bad;
 }
 
 }  // namespace

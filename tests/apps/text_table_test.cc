@@ -22,11 +22,11 @@ TEST(TextTableTest, WrapsAtWordsAndHidesControlCharacters) {
 TEST(TextTableTest, PrintableKeepsTextAndReplacesTheRest) {
   EXPECT_EQ(Printable("a\tb\n\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80"), "a\tb\n\xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80");
   EXPECT_EQ(Printable("\x1b[2J\x7f"), "?[2J?");
-  EXPECT_EQ(Printable("\xD4x"), "?x");                    // no second byte
-  EXPECT_EQ(Printable("\xC0\x80"), "??");                 // a long form of 0
-  EXPECT_EQ(Printable("\xED\xA0\x80"), "???");            // a surrogate
-  EXPECT_EQ(Printable("\xF4\x90\x80\x80"), "????");       // above U+10FFFF
-  EXPECT_EQ(Printable("\xC2\x9B"), "??");                 // a control character of the terminal
+  EXPECT_EQ(Printable("\xD4x"), "?x");               // no second byte
+  EXPECT_EQ(Printable("\xC0\x80"), "??");            // a long form of 0
+  EXPECT_EQ(Printable("\xED\xA0\x80"), "???");       // a surrogate
+  EXPECT_EQ(Printable("\xF4\x90\x80\x80"), "????");  // above U+10FFFF
+  EXPECT_EQ(Printable("\xC2\x9B"), "??");            // a control character of the terminal
   EXPECT_EQ(Printable("ends \xE2\x82"), "ends ??");
 }
 

@@ -40,7 +40,8 @@ int64_t NumEntries(const std::string& folder) {
 }
 
 TEST(ReferenceFileTest, KeepsRowsAndLeavesNoName) {
-  std::string folder = (std::getenv("TMPDIR") ? std::string(std::getenv("TMPDIR")) : "/tmp") + "/kvrazor-reference-XXXXXX";
+  std::string folder =
+      (std::getenv("TMPDIR") ? std::string(std::getenv("TMPDIR")) : "/tmp") + "/kvrazor-reference-XXXXXX";
   ASSERT_NE(mkdtemp(folder.data()), nullptr);
   const int64_t before = NumEntries(folder);
   {

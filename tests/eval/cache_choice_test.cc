@@ -40,7 +40,9 @@ TEST(CacheChoiceTest, UnknownNamesGetTheParsersMessage) {
   EXPECT_EQ(choice, parser);
 }
 
-TEST(CacheChoiceTest, RequiringPackedOfALlamaTypeIsRefused) { EXPECT_THROW(UseCache(ParseCacheChoice("q8_0"), /*require=*/true), Error); }
+TEST(CacheChoiceTest, RequiringPackedOfALlamaTypeIsRefused) {
+  EXPECT_THROW(UseCache(ParseCacheChoice("q8_0"), /*require=*/true), Error);
+}
 
 }  // namespace
 }  // namespace kvrazor::eval

@@ -31,8 +31,9 @@ TEST(DistributionTest, KlDivergenceByHand) {
 
 TEST(DistributionTest, KlDivergenceOfEqualAndImpossible) {
   EXPECT_EQ(KlDivergence(Logs({0.3, 0.7}), Logs({0.3, 0.7})), 0);
-  EXPECT_EQ(KlDivergence(std::vector<float>{0, -kInf}, std::vector<float>{0, -kInf}), 0);            // p = 0 adds nothing
-  EXPECT_EQ(KlDivergence(std::vector<float>{std::log(0.5f), std::log(0.5f)}, std::vector<float>{0, -kInf}), double{kInf});
+  EXPECT_EQ(KlDivergence(std::vector<float>{0, -kInf}, std::vector<float>{0, -kInf}), 0);  // p = 0 adds nothing
+  EXPECT_EQ(KlDivergence(std::vector<float>{std::log(0.5f), std::log(0.5f)}, std::vector<float>{0, -kInf}),
+            double{kInf});
 }
 
 TEST(DistributionTest, LogSumExpDoesNotOverflow) {

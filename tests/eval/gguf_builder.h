@@ -75,7 +75,9 @@ class GgufBuilder {
   }
 
   template <typename T>
-  static void Put(std::string& out, T value) { out.append(reinterpret_cast<const char*>(&value), sizeof(T)); }
+  static void Put(std::string& out, T value) {
+    out.append(reinterpret_cast<const char*>(&value), sizeof(T));
+  }
   static void PutString(std::string& out, const std::string& text) {
     Put(out, uint64_t{text.size()});
     out += text;
@@ -101,9 +103,14 @@ class GgufBuilder {
 /// A header as llama.cpp models have it: 3 layers, 6 heads of 64 over 2 kv heads.
 inline GgufBuilder SmallModel() {
   GgufBuilder b;
-  b.Text("general.architecture", "llama").Text("general.name", "small").Int("llama.block_count", 3).Int("llama.embedding_length", 384);
+  b.Text("general.architecture", "llama")
+      .Text("general.name", "small")
+      .Int("llama.block_count", 3)
+      .Int("llama.embedding_length", 384);
   b.Int("llama.context_length", 4096).Int("llama.attention.head_count", 6).Int("llama.attention.head_count_kv", 2);
-  b.Float("llama.rope.freq_base", 10000).Texts("tokenizer.ggml.tokens", {"a", "bc", "", "def"}).Ints("tokenizer.ggml.token_type", {1, 1, 3, 1});
+  b.Float("llama.rope.freq_base", 10000)
+      .Texts("tokenizer.ggml.tokens", {"a", "bc", "", "def"})
+      .Ints("tokenizer.ggml.token_type", {1, 1, 3, 1});
   b.Tensor("token_embd.weight", GGML_TYPE_F16, {384, 4}).Tensor("blk.0.attn_q.weight", GGML_TYPE_Q4_1, {384, 384});
   return b;
 }
@@ -125,7 +132,8 @@ class TemporaryGguf {
 
   void Write(const std::string& content) const {
     std::FILE* file = std::fopen(path_.c_str(), "wb");
-    if (!file || std::fwrite(content.data(), 1, content.size(), file) != content.size() || std::fclose(file) != 0) std::abort();
+    if (!file || std::fwrite(content.data(), 1, content.size(), file) != content.size() || std::fclose(file) != 0)
+      std::abort();
   }
   const std::string& path() const { return path_; }
 

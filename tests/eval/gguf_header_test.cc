@@ -68,11 +68,14 @@ TEST(GgufHeaderTest, FlippedBytesAreReadOrRefused) {
   constexpr int kRounds = 3000;
   for (int round = 0; round < kRounds; ++round) {
     std::string damaged = whole;
-    for (uint64_t flips = 1 + random() % 3; flips > 0; --flips) damaged[random() % header_bytes] = static_cast<char>(random());
+    for (uint64_t flips = 1 + random() % 3; flips > 0; --flips)
+      damaged[random() % header_bytes] = static_cast<char>(random());
     file.Write(damaged);
     try {
       const GgufHeader header = ReadGgufHeader(file.path());
-      EXPECT_LE(header.data_offset + (header.tensors.empty() ? 0 : header.tensors.back().offset + header.tensors.back().bytes), damaged.size());
+      EXPECT_LE(header.data_offset +
+                    (header.tensors.empty() ? 0 : header.tensors.back().offset + header.tensors.back().bytes),
+                damaged.size());
     } catch (const Error&) {
       ++refused;
     }
@@ -140,7 +143,9 @@ TEST(GgufPartsTest, NamesOfASplitModel) {
   header.values["split.no"] = int64_t{0};
   EXPECT_THROW(GgufParts(header), Error);
   header.path = "/models/big-00001-of-00003.gguf";
-  EXPECT_EQ(GgufParts(header), (std::vector<std::string>{"/models/big-00001-of-00003.gguf", "/models/big-00002-of-00003.gguf", "/models/big-00003-of-00003.gguf"}));
+  EXPECT_EQ(GgufParts(header),
+            (std::vector<std::string>{"/models/big-00001-of-00003.gguf", "/models/big-00002-of-00003.gguf",
+                                      "/models/big-00003-of-00003.gguf"}));
   header.values["split.count"] = int64_t{1} << 40;
   EXPECT_THROW(GgufParts(header), Error);
 }

@@ -12,7 +12,9 @@ ModelShape Shape(const GgufBuilder& builder) { return ReadModelShape(TemporaryGg
 
 GgufBuilder Base(const std::string& architecture, uint32_t layers) {
   GgufBuilder b;
-  b.Text("general.architecture", architecture).Int(architecture + ".block_count", layers).Int(architecture + ".embedding_length", 512);
+  b.Text("general.architecture", architecture)
+      .Int(architecture + ".block_count", layers)
+      .Int(architecture + ".embedding_length", 512);
   return b.Int(architecture + ".context_length", 8192);
 }
 
@@ -31,7 +33,10 @@ TEST(ModelShapeTest, PlainModel) {
 
 TEST(ModelShapeTest, HeadSizesAndHeadsALayer) {
   GgufBuilder b = Base("x", 3);
-  b.Int("x.attention.head_count", 8).Ints("x.attention.head_count_kv", {4, 0, 2}).Int("x.attention.key_length", 128).Int("x.attention.value_length", 96);
+  b.Int("x.attention.head_count", 8)
+      .Ints("x.attention.head_count_kv", {4, 0, 2})
+      .Int("x.attention.key_length", 128)
+      .Int("x.attention.value_length", 96);
   const ModelShape shape = Shape(b);
   EXPECT_EQ(shape.layers[0].num_kv_heads, 4);
   EXPECT_EQ(shape.layers[1].kind, LayerKind::kRecurrent);
@@ -41,7 +46,9 @@ TEST(ModelShapeTest, HeadSizesAndHeadsALayer) {
 
 TEST(ModelShapeTest, SlidingWindows) {
   GgufBuilder b = Base("x", 4);
-  b.Int("x.attention.head_count", 8).Int("x.attention.sliding_window", 1024).Ints("x.attention.sliding_window_pattern", {1, 1, 0, 1});
+  b.Int("x.attention.head_count", 8)
+      .Int("x.attention.sliding_window", 1024)
+      .Ints("x.attention.sliding_window_pattern", {1, 1, 0, 1});
   const ModelShape shape = Shape(b);
   EXPECT_EQ(shape.layers[0].kind, LayerKind::kWindow);
   EXPECT_EQ(shape.layers[0].window, 1024);

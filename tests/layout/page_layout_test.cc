@@ -18,12 +18,16 @@ TEST(PageLayoutTest, BitsPerValueAreThoseOfTheDefinitions) {
     int head_dim;
     double k, v;
   };
-  for (const Case& c : {Case{"kivi", 128, 3.0, 3.0}, Case{"oscar", 128, 3.0 + 16.0 / (8 * 128), 3.0}, Case{"oscar:k2g128,v2g128", 128, 2.25 + 16.0 / 1024, 2.25},
-                        Case{"razor-2", 64, 2.25 + 8 * 64.0 / (128 * 512), 2.25}, Case{"razor-2", 128, 2.1875 + 8 * 64.0 / (128 * 1024), 2.1875},
+  for (const Case& c : {Case{"kivi", 128, 3.0, 3.0}, Case{"oscar", 128, 3.0 + 16.0 / (8 * 128), 3.0},
+                        Case{"oscar:k2g128,v2g128", 128, 2.25 + 16.0 / 1024, 2.25},
+                        Case{"razor-2", 64, 2.25 + 8 * 64.0 / (128 * 512), 2.25},
+                        Case{"razor-2", 128, 2.1875 + 8 * 64.0 / (128 * 1024), 2.1875},
                         Case{"oscar:k4g32,v4g32", 64, 5.0 + 16.0 / 512, 5.0}, Case{"f16", 80, 16, 16}}) {
     const Recipe r = ParseRecipe(c.recipe);
-    EXPECT_DOUBLE_EQ(MakePageLayout(r.k, Side::kKey, {8, c.head_dim}).bits_per_value(), c.k) << c.recipe << " " << c.head_dim;
-    EXPECT_DOUBLE_EQ(MakePageLayout(r.v, Side::kValue, {8, c.head_dim}).bits_per_value(), c.v) << c.recipe << " " << c.head_dim;
+    EXPECT_DOUBLE_EQ(MakePageLayout(r.k, Side::kKey, {8, c.head_dim}).bits_per_value(), c.k)
+        << c.recipe << " " << c.head_dim;
+    EXPECT_DOUBLE_EQ(MakePageLayout(r.v, Side::kValue, {8, c.head_dim}).bits_per_value(), c.v)
+        << c.recipe << " " << c.head_dim;
   }
 }
 
@@ -69,7 +73,8 @@ TEST(PageLayoutTest, ImpossibleShapesAreErrors) {
     EXPECT_THROW(MakePageLayout(oscar.k, Side::kKey, {8, head_dim}), Error) << head_dim;
   }
   EXPECT_THROW(MakePageLayout(oscar.k, Side::kKey, {0, 64}), Error);
-  EXPECT_THROW(MakePageLayout(ParseRecipe("oscar:v2g128").v, Side::kValue, {8, 64}), Error) << "a group longer than the head";
+  EXPECT_THROW(MakePageLayout(ParseRecipe("oscar:v2g128").v, Side::kValue, {8, 64}), Error)
+      << "a group longer than the head";
   EXPECT_NO_THROW(MakePageLayout(SideRecipe{}, Side::kKey, {8, 80})) << "16 bits take any head";
 }
 
@@ -104,7 +109,8 @@ TEST(E3M5Test, RoundsToTheNearestValueBelowTheBase) {
       const uint8_t b = EncodeE3M5(x, base);
       const double error = std::abs(double{x} - DecodeE3M5(b, base));
       double best = error;
-      for (int n = 0; n < 256; ++n) best = std::min(best, std::abs(double{x} - DecodeE3M5(static_cast<uint8_t>(n), base)));
+      for (int n = 0; n < 256; ++n)
+        best = std::min(best, std::abs(double{x} - DecodeE3M5(static_cast<uint8_t>(n), base)));
       ASSERT_LE(error, best) << x << " of " << base;
     }
   }

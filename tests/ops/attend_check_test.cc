@@ -14,7 +14,8 @@ namespace {
 
 TEST(AttendCheckTest, NamesTheArgumentThatIsWrong) {
   const Recipe oscar = ParseRecipe("oscar");
-  const LayerFormat format{MakePageLayout(oscar.k, Side::kKey, {2, 64}), MakePageLayout(oscar.v, Side::kValue, {2, 64})};
+  const LayerFormat format{MakePageLayout(oscar.k, Side::kKey, {2, 64}),
+                           MakePageLayout(oscar.v, Side::kValue, {2, 64})};
   std::vector<float> q(8 * 64), out(8 * 64);
   std::vector<f16_bits> rows(128 * 128);
   AttendPage page;
@@ -49,7 +50,8 @@ TEST(AttendCheckTest, NamesTheArgumentThatIsWrong) {
   expect([](AttendArgs&, AttendPage& p) { p.num_tokens = 129; }, "129 tokens");
   expect([](AttendArgs&, AttendPage& p) { p.k.rows = nullptr; }, "keys of page 0");
   expect([](AttendArgs&, AttendPage& p) { p.v.sealed = reinterpret_cast<const std::byte*>(&p); }, "values of page 0");
-  expect([&](AttendArgs& a, AttendPage& p) { a.mask = rows.data(), a.mask_stride = 100, p.first_key = 0; }, "100 columns");
+  expect([&](AttendArgs& a, AttendPage& p) { a.mask = rows.data(), a.mask_stride = 100, p.first_key = 0; },
+         "100 columns");
 }
 
 // out = (e^a x + e^b y) / (e^a + e^b): four roundings a term beside two exponentials (2 ulp each) and one logarithm.

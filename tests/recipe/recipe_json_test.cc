@@ -35,7 +35,8 @@ TEST(RecipeJsonTest, ErrorsNameTheField) {
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","k":{"codec":"magic"}})"), HasSubstr("possible are f16, affine"));
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","k":{"bits":"two"}})"), HasSubstr("wrong type"));
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","layers":3})"), HasSubstr("array"));
-  EXPECT_THAT(ErrorOf(R"({"name":"x","k":{"codec":"affine","bits":2,"group_size":32,"axis":"per-token"}})"), HasSubstr("grouped per channel"));
+  EXPECT_THAT(ErrorOf(R"({"name":"x","k":{"codec":"affine","bits":2,"group_size":32,"axis":"per-token"}})"),
+              HasSubstr("grouped per channel"));
   EXPECT_THAT(ErrorOf(R"({"k":{"codec":"affine","bits":2,"group_size":32}})"), HasSubstr("name is missing"));
 }
 

@@ -45,8 +45,8 @@ TEST(RecipeTest, OptionsReachTheirFields) {
 }
 
 TEST(RecipeTest, TextRoundTrips) {
-  for (const char* text : {"oscar", "oscar:k4", "oscar:k2g64,v2g128,residual=256,sinks=4", "razor-2:sinks=0", "kivi:v4g64",
-                           "razor-2;0-1=f16", "razor-2:k4;0=f16;3-29=oscar:k4g128"}) {
+  for (const char* text : {"oscar", "oscar:k4", "oscar:k2g64,v2g128,residual=256,sinks=4", "razor-2:sinks=0",
+                           "kivi:v4g64", "razor-2;0-1=f16", "razor-2:k4;0=f16;3-29=oscar:k4g128"}) {
     const Recipe r = ParseRecipe(text);
     EXPECT_EQ(ToText(r), text);
     EXPECT_EQ(ParseRecipe(ToText(r)), r);
@@ -81,9 +81,10 @@ TEST(RecipeTest, ErrorsSayWhatIsPossible) {
 }
 
 TEST(RecipeTest, MalformedTextIsAlwaysAnError) {
-  for (const char* text : {":", "oscar:", "oscar:,", "oscar:k", "oscar:k2g", "oscar:k2x", "oscar:k-2", "oscar:sinks=", "oscar:sinks=1x",
-                           "oscar:k99999999999", "oscar;=f16", "oscar;0-=f16", "oscar;a-b=f16", "oscar:k2,", "oscar;0=f16;1=oscar;0=f16",
-                           "oscar;0=", "oscar;-1=f16", "oscar;0-1=f16;1-2=f16"}) {
+  for (const char* text :
+       {":", "oscar:", "oscar:,", "oscar:k", "oscar:k2g", "oscar:k2x", "oscar:k-2", "oscar:sinks=", "oscar:sinks=1x",
+        "oscar:k99999999999", "oscar;=f16", "oscar;0-=f16", "oscar;a-b=f16", "oscar:k2,", "oscar;0=f16;1=oscar;0=f16",
+        "oscar;0=", "oscar;-1=f16", "oscar;0-1=f16;1-2=f16"}) {
     EXPECT_THROW(ParseRecipe(text), Error) << text;
   }
   EXPECT_THROW(ParseRecipe(std::string(5000, 'a')), Error);

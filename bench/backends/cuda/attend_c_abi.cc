@@ -51,7 +51,8 @@ AttendPlan MakePlan(const kvrazor_cuda_attend_spec& s) {
 
 }  // namespace
 
-int kvrazor_cuda_attend_plan(const kvrazor_cuda_attend_spec* spec, kvrazor_cuda_plan** plan, char* error, int error_size) {
+int kvrazor_cuda_attend_plan(const kvrazor_cuda_attend_spec* spec, kvrazor_cuda_plan** plan, char* error,
+                             int error_size) {
   return Guard(error, error_size, [&] {
     AttendPlan made = MakePlan(*spec);
     std::string text = made.Explain();
@@ -65,14 +66,17 @@ const char* kvrazor_cuda_attend_explain(const kvrazor_cuda_plan* plan) { return 
 
 void kvrazor_cuda_attend_sizes(const kvrazor_cuda_plan* plan, kvrazor_cuda_sizes* sizes) {
   const auto& format = plan->plan.spec().format;
-  *sizes = {format.page_bytes(), format.row_page_bytes(), format.sink_bytes(), plan->plan.workspace_bytes(), plan->plan.spec().sink_tokens};
+  *sizes = {format.page_bytes(), format.row_page_bytes(), format.sink_bytes(), plan->plan.workspace_bytes(),
+            plan->plan.spec().sink_tokens};
 }
 
-int kvrazor_cuda_attend_init(const kvrazor_cuda_plan* plan, void* d_workspace, void* stream, char* error, int error_size) {
+int kvrazor_cuda_attend_init(const kvrazor_cuda_plan* plan, void* d_workspace, void* stream, char* error,
+                             int error_size) {
   return Guard(error, error_size, [&] { plan->plan.InitWorkspace(d_workspace, static_cast<cudaStream_t>(stream)); });
 }
 
-int kvrazor_cuda_attend_run(const kvrazor_cuda_plan* plan, const kvrazor_cuda_attend_arrays* a, char* error, int error_size) {
+int kvrazor_cuda_attend_run(const kvrazor_cuda_plan* plan, const kvrazor_cuda_attend_arrays* a, char* error,
+                            int error_size) {
   return Guard(error, error_size, [&] {
     plan->plan.Run({.packed_pages = static_cast<const std::byte*>(a->d_packed_pages),
                     .row_pages = static_cast<const std::byte*>(a->d_row_pages),
@@ -89,7 +93,8 @@ int kvrazor_cuda_attend_run(const kvrazor_cuda_plan* plan, const kvrazor_cuda_at
   });
 }
 
-int kvrazor_cuda_make_page(const kvrazor_cuda_plan* plan, const uint16_t* k, const uint16_t* v, void* packed, char* error, int error_size) {
+int kvrazor_cuda_make_page(const kvrazor_cuda_plan* plan, const uint16_t* k, const uint16_t* v, void* packed,
+                           char* error, int error_size) {
   return Guard(error, error_size, [&] {
     const auto& format = plan->plan.spec().format;
     const auto seal = [](const kvrazor::PageLayout& layout, const uint16_t* rows) {

@@ -36,17 +36,19 @@ void CheckSpec(const AttendSpec& s, const Device& device) {
            ".x); this build has 9.0. Choose the cpu backend.");
   }
   if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
-    Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) + "; possible are 1 to " + Text(kMaxGqa) +
-           " query heads a kv head.");
+    Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) +
+           "; possible are 1 to " + Text(kMaxGqa) + " query heads a kv head.");
   }
   if (s.max_batch_size < 1 || s.max_batch_size > kMaxBatch) {
-    Refuse("max_batch_size=" + Text(s.max_batch_size) + "; possible are 1 to " + Text(kMaxBatch) + ". Split the batch.");
+    Refuse("max_batch_size=" + Text(s.max_batch_size) + "; possible are 1 to " + Text(kMaxBatch) +
+           ". Split the batch.");
   }
   if (s.max_pages < 1) Refuse("max_pages=" + Text(s.max_pages) + " must be at least 1.");
   // Positions of the schedule are 32-bit numbers, and so are tokens of a sequence.
   const int64_t units = int64_t{s.max_batch_size} * f.num_kv_heads * (int64_t{s.max_pages} * (kTokens / kRowUnit) + 2);
   if (units > INT32_MAX || int64_t{s.max_pages} * kTokens > INT32_MAX) {
-    Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) + " units). Split the batch.");
+    Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) +
+           " units). Split the batch.");
   }
   if (s.sink_tokens < 0 || s.sink_tokens > kMaxSinkTokens) {
     Refuse("sink_tokens=" + Text(s.sink_tokens) + "; possible are 0 to " + Text(kMaxSinkTokens) + ".");
@@ -60,12 +62,15 @@ void CheckSpec(const AttendSpec& s, const Device& device) {
 AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
   std::string built;
   for (const AttendInstance& i : AttendInstances()) {
-    if (i.kind == s.format.kind && i.rotate == s.format.rotate && i.head_dim == s.format.head_dim && i.head_tiles == head_tiles) return i;
+    if (i.kind == s.format.kind && i.rotate == s.format.rotate && i.head_dim == s.format.head_dim &&
+        i.head_tiles == head_tiles)
+      return i;
     if (i.kind == s.format.kind && i.rotate == s.format.rotate) built += (built.empty() ? "" : ", ") + Text(i.head_dim);
   }
-  Refuse("no kernel for head_dim=" + Text(s.format.head_dim) + (s.format.kind == PageKind::kRazor ? " razor" : " affine") + " pages" +
-         (s.format.rotate ? "" : " that are not rotated") + "; this build has head_dim " + (built.empty() ? "none" : built) +
-         ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
+  Refuse("no kernel for head_dim=" + Text(s.format.head_dim) +
+         (s.format.kind == PageKind::kRazor ? " razor" : " affine") + " pages" +
+         (s.format.rotate ? "" : " that are not rotated") + "; this build has head_dim " +
+         (built.empty() ? "none" : built) + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
 }
 
 }  // namespace
@@ -91,8 +96,8 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   while (spec.ring_stages == 0 && num_stages_ > kConsumers && bytes() > device.shared_bytes) num_stages_ -= kConsumers;
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
-    Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name + " has " +
-           Text(device.shared_bytes) + ". Choose fewer stages or a smaller batch.");
+    Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
+           " has " + Text(device.shared_bytes) + ". Choose fewer stages or a smaller batch.");
   }
 }
 
@@ -105,16 +110,19 @@ int64_t AttendPlan::workspace_bytes() const {
 
 std::string AttendPlan::Explain() const {
   const PackedFormat& f = spec_.format;
-  const std::string math = f.kind == PageKind::kRazor ? "razor pages on int8 tensor cores" : "affine pages on f16 tensor cores";
-  return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) + ", " +
-         Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head in " + Text(instance_.head_tiles) +
-         " tile" + (instance_.head_tiles == 1 ? "" : "s") + "; stream-K over " + Text(device_.num_sms) + " CTAs, " + Text(kConsumers) +
-         " consumer warps, " + Text(num_stages_) + " stages, " + Text(shared_bytes_) + " bytes of shared memory, combine fused" +
+  const std::string math =
+      f.kind == PageKind::kRazor ? "razor pages on int8 tensor cores" : "affine pages on f16 tensor cores";
+  return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) +
+         ", " + Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head in " +
+         Text(instance_.head_tiles) + " tile" + (instance_.head_tiles == 1 ? "" : "s") + "; stream-K over " +
+         Text(device_.num_sms) + " CTAs, " + Text(kConsumers) + " consumer warps, " + Text(num_stages_) + " stages, " +
+         Text(shared_bytes_) + " bytes of shared memory, combine fused" +
          (spec_.programmatic_launch ? ", programmatic launch" : "");
 }
 
 void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
-  Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_), "shared memory");
+  Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
+        "shared memory");
   Check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(workspace_bytes()), stream), "workspace");
 }
 
@@ -128,12 +136,15 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   if (!a.page_table || !a.kv_len || !a.row_start || !a.q || !a.out || !a.workspace) {
     Refuse("page_table, kv_len, row_start, q, out and workspace must not be null.");
   }
-  if (spec_.sink_tokens > 0 && !a.sink_rows) Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
+  if (spec_.sink_tokens > 0 && !a.sink_rows)
+    Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
   for (const int64_t stride : {a.q_stride, a.out_stride}) {
-    if (stride % 8 != 0 || (stride != 0 && stride < row)) Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
+    if (stride % 8 != 0 || (stride != 0 && stride < row))
+      Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
   }
-  for (const void* p : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages), static_cast<const void*>(a.sink_rows),
-                        static_cast<const void*>(a.q), static_cast<const void*>(a.out), static_cast<const void*>(a.workspace)}) {
+  for (const void* p : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages),
+                        static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.q),
+                        static_cast<const void*>(a.out), static_cast<const void*>(a.workspace)}) {
     if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
   }
   float* partial_out = static_cast<float*>(a.workspace);

@@ -17,7 +17,7 @@ struct Device {
   std::string name;
   int compute_major = 0;
   int num_sms = 0;
-  int64_t shared_bytes = 0;   ///< a CTA may use
+  int64_t shared_bytes = 0;  ///< a CTA may use
 };
 
 /// The current device; throws Error if there is none.
@@ -25,12 +25,12 @@ Device CurrentDevice();
 
 struct AttendSpec {
   PackedFormat format;
-  int num_qo_heads = 0;       ///< a multiple of num_kv_heads, at most 8 times as many
+  int num_qo_heads = 0;  ///< a multiple of num_kv_heads, at most 8 times as many
   int max_batch_size = 0;
-  int max_pages = 0;          ///< entries of a page table row; kv_len beyond 128 * max_pages is cut off there
-  int sink_tokens = 0;        ///< first tokens of every sequence, read from sink rows when their page is sealed; at most 16
+  int max_pages = 0;    ///< entries of a page table row; kv_len beyond 128 * max_pages is cut off there
+  int sink_tokens = 0;  ///< first tokens of every sequence, read from sink rows when their page is sealed; at most 16
   float softmax_scale = 0;
-  int ring_stages = 0;        ///< pages in flight a multiprocessor, a multiple of 8; 0: chosen
+  int ring_stages = 0;  ///< pages in flight a multiprocessor, a multiple of 8; 0: chosen
   /// The kernel's start may overlap the end of the kernel before it in the stream (programmatic dependent launch). It still waits for
   /// that kernel before it reads or writes global memory.
   bool programmatic_launch = true;
@@ -41,16 +41,18 @@ struct AttendArrays {
   const std::byte* packed_pages = nullptr;  ///< [pages][format.page_bytes()]
   const std::byte* row_pages = nullptr;     ///< [pages][format.row_page_bytes()]
   const std::byte* sink_rows = nullptr;     ///< [batch_size][format.sink_bytes()], or nullptr with sink_tokens 0
-  const int32_t* page_table = nullptr;      ///< [batch_size][max_pages]; >= 0: packed page; < 0: row page ~entry. Any mix and order
-  const int32_t* kv_len = nullptr;          ///< [batch_size] tokens held and seen, the new one among them; 0: output 0, lse -inf
+  const int32_t* page_table =
+      nullptr;  ///< [batch_size][max_pages]; >= 0: packed page; < 0: row page ~entry. Any mix and order
+  const int32_t* kv_len =
+      nullptr;  ///< [batch_size] tokens held and seen, the new one among them; 0: output 0, lse -inf
   /// [batch_size] first token of the residual window, a multiple of 128 (or anything from kv_len up: none). Only speed depends on it:
   /// the work of the pages behind it is shared out 16 tokens at a time; a row page in front of it is read by one warp.
   const int32_t* row_start = nullptr;
-  const f16_bits* q = nullptr;              ///< [batch_size][num_qo_heads][head_dim] after RoPE, not rotated
-  f16_bits* out = nullptr;                  ///< [batch_size][num_qo_heads][head_dim], not rotated
-  float* lse = nullptr;                     ///< [batch_size][num_qo_heads] natural log of the softmax denominator, or nullptr
-  void* workspace = nullptr;                ///< workspace_bytes(), initialized once; one run at a time
-  int64_t q_stride = 0;                     ///< values from one sequence to the next, a multiple of 8; 0: contiguous
+  const f16_bits* q = nullptr;  ///< [batch_size][num_qo_heads][head_dim] after RoPE, not rotated
+  f16_bits* out = nullptr;      ///< [batch_size][num_qo_heads][head_dim], not rotated
+  float* lse = nullptr;         ///< [batch_size][num_qo_heads] natural log of the softmax denominator, or nullptr
+  void* workspace = nullptr;    ///< workspace_bytes(), initialized once; one run at a time
+  int64_t q_stride = 0;         ///< values from one sequence to the next, a multiple of 8; 0: contiguous
   int64_t out_stride = 0;
   int batch_size = 0;
 };

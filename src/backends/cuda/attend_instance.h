@@ -12,8 +12,8 @@ struct AttendInstance {
   PageKind kind;
   bool rotate;
   int head_dim;
-  int head_tiles;                // of 4 query heads
-  const void* function;          // void (const AttendParams)
+  int head_tiles;        // of 4 query heads
+  const void* function;  // void (const AttendParams)
   int (*shared_bytes)(int num_stages, int gqa_ratio, int batch_size);
 };
 

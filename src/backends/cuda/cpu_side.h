@@ -10,9 +10,18 @@
 namespace kvrazor::cuda {
 
 inline CpuSide MakeCpuSide(const PageLayout& p) {
-  return {.page_bytes = p.page_bytes, .token_scale_at = p.token_scale_at, .head_scalars_at = p.head_scalars_at, .heads_at = p.heads_at,
-          .head_bytes = p.head_bytes, .codes_at = p.codes_at, .scale_at = p.scale_at, .offset_at = p.offset_at, .mean_at = p.mean_at,
-          .norm_at = p.norm_at, .centre_at = p.centre_at, .group_size = p.recipe.group_size};
+  return {.page_bytes = p.page_bytes,
+          .token_scale_at = p.token_scale_at,
+          .head_scalars_at = p.head_scalars_at,
+          .heads_at = p.heads_at,
+          .head_bytes = p.head_bytes,
+          .codes_at = p.codes_at,
+          .scale_at = p.scale_at,
+          .offset_at = p.offset_at,
+          .mean_at = p.mean_at,
+          .norm_at = p.norm_at,
+          .centre_at = p.centre_at,
+          .group_size = p.recipe.group_size};
 }
 
 /// Calls fn(Words{}) with the converter of this format.
@@ -27,28 +36,32 @@ void DispatchWords(const PackedFormat& f, Fn fn) {
 
 /// Byte `at` of what stands in front of the heads of a CPU page.
 template <int kDim>
-KVRAZOR_HOST_DEVICE uint8_t UnpackPageHead(RazorWords<kDim>, int64_t at, const CpuSide& s, int num_heads, int64_t head_stride,
-                                           const uint8_t* packed) {
+KVRAZOR_HOST_DEVICE uint8_t UnpackPageHead(RazorWords<kDim>, int64_t at, const CpuSide& s, int num_heads,
+                                           int64_t head_stride, const uint8_t* packed) {
   if (s.head_scalars_at < 0 || at < s.head_scalars_at || at >= s.head_scalars_at + 8 * num_heads) return 0;
   const int64_t x = at - s.head_scalars_at;
-  return static_cast<uint8_t>(RazorWords<kDim>::UnpackScalar(static_cast<int>(x / 4 % 2), packed + x / 8 * head_stride) >> (8 * (x % 4)));
+  return static_cast<uint8_t>(
+      RazorWords<kDim>::UnpackScalar(static_cast<int>(x / 4 % 2), packed + x / 8 * head_stride) >> (8 * (x % 4)));
 }
 template <int kDim>
-KVRAZOR_HOST_DEVICE uint8_t UnpackPageHead(AffineWords<kDim>, int64_t at, const CpuSide& s, int, int64_t, const uint8_t* packed) {
+KVRAZOR_HOST_DEVICE uint8_t UnpackPageHead(AffineWords<kDim>, int64_t at, const CpuSide& s, int, int64_t,
+                                           const uint8_t* packed) {
   if (s.token_scale_at < 0 || at < s.token_scale_at || at >= s.token_scale_at + 2 * kTokens) return 0;
   const int64_t x = at - s.token_scale_at;
   return static_cast<uint8_t>(AffineWords<kDim>::UnpackTokenNorm(static_cast<int>(x / 2), packed) >> (8 * (x % 2)));
 }
 
 template <class Words>
-KVRAZOR_HOST_DEVICE uint8_t UnpackKeyPageByte(int64_t at, const CpuSide& k, int num_heads, int64_t head_stride, const uint8_t* packed) {
+KVRAZOR_HOST_DEVICE uint8_t UnpackKeyPageByte(int64_t at, const CpuSide& k, int num_heads, int64_t head_stride,
+                                              const uint8_t* packed) {
   if (at < k.heads_at) return UnpackPageHead(Words{}, at, k, num_heads, head_stride, packed);
   const int64_t head = (at - k.heads_at) / k.head_bytes;
   if (head >= num_heads) return 0;
   return Words::UnpackKey(static_cast<int>((at - k.heads_at) % k.head_bytes), k, packed + head * head_stride);
 }
 template <class Words>
-KVRAZOR_HOST_DEVICE uint8_t UnpackValuePageByte(int64_t at, const CpuSide& v, int num_heads, int64_t head_stride, const uint8_t* packed) {
+KVRAZOR_HOST_DEVICE uint8_t UnpackValuePageByte(int64_t at, const CpuSide& v, int num_heads, int64_t head_stride,
+                                                const uint8_t* packed) {
   if (at < v.heads_at) return 0;
   const int64_t head = (at - v.heads_at) / v.head_bytes;
   if (head >= num_heads) return 0;

@@ -18,8 +18,8 @@
 
 namespace kvrazor::cuda {
 
-inline constexpr int kTokens = 128;        // of a page
-inline constexpr int kRowUnit = 16;        // 16-bit tokens that a warp takes at once
+inline constexpr int kTokens = 128;  // of a page
+inline constexpr int kRowUnit = 16;  // 16-bit tokens that a warp takes at once
 inline constexpr int kMaxSinkTokens = kRowUnit;
 
 KVRAZOR_HOST_DEVICE constexpr int RoundUp(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -37,11 +37,11 @@ struct RazorPage {
   static constexpr int kValueCodes = kKeyCodes + kTokens * kDim / 4;
   // word [D/32 kt][4 q][4: high 0, low 0, high 1, low 1]; byte e: channel 32 kt + 16 half + 4 q + e; mean = 256 high + 128 + low
   static constexpr int kMean = kValueCodes + kTokens * kDim / 4;
-  static constexpr int kTokenScale = kMean + 2 * kDim;          // u8 e3m5 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
-  static constexpr int kNorm = kTokenScale + kTokens;           // u8 e5m3, same order
-  static constexpr int kChannelScale = kNorm + kTokens;         // u8 e5m3 [8 g][D/8 i]: channel 16 (i / 2) + g + 8 (i % 2)
-  static constexpr int kCentre = kChannelScale + kDim;          // u8, same order
-  static constexpr int kHeader = kCentre + kDim;                // f32 token_scale_base, f32 mean_scale, u32 any_zero_scale, u32 0
+  static constexpr int kTokenScale = kMean + 2 * kDim;   // u8 e3m5 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kNorm = kTokenScale + kTokens;    // u8 e5m3, same order
+  static constexpr int kChannelScale = kNorm + kTokens;  // u8 e5m3 [8 g][D/8 i]: channel 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kCentre = kChannelScale + kDim;   // u8, same order
+  static constexpr int kHeader = kCentre + kDim;  // f32 token_scale_base, f32 mean_scale, u32 any_zero_scale, u32 0
   static constexpr int kBytes = RoundUp(kHeader + 16, 128);
 };
 static_assert(RazorPage<128>::kBytes == 9088, "2.22 bits per value; docs/cuda.md quotes it");
@@ -58,8 +58,8 @@ struct AffinePage {
   static constexpr int kKeyParams = kKeyCodes + kTokens * kDim / 4;
   // the same with tokens and channels exchanged: [D/32 p][2 quad][32][4]
   static constexpr int kValueCodes = kKeyParams + 16 * kDim;
-  static constexpr int kValueParams = kValueCodes + kTokens * kDim / 4;   // [D/32 p][8 kt][4 q][4]
-  static constexpr int kTokenNorm = kValueParams + 16 * kDim;             // f16 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kValueParams = kValueCodes + kTokens * kDim / 4;  // [D/32 p][8 kt][4 q][4]
+  static constexpr int kTokenNorm = kValueParams + 16 * kDim;  // f16 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
   static constexpr int kBytes = RoundUp(kTokenNorm + 2 * kTokens, 128);
 };
 static_assert(AffinePage<128>::kBytes == 12544, "3.06 bits per value; docs/cuda.md quotes it");

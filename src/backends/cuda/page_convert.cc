@@ -27,8 +27,10 @@ template <class Words>
 void UnpackWith(const PackedFormat& f, const uint8_t* packed, uint8_t* k_page, uint8_t* v_page) {
   const CpuSide k = MakeCpuSide(f.layer.k);
   const CpuSide v = MakeCpuSide(f.layer.v);
-  for (int64_t at = 0; at < k.page_bytes; ++at) k_page[at] = UnpackKeyPageByte<Words>(at, k, f.num_kv_heads, f.head_bytes, packed);
-  for (int64_t at = 0; at < v.page_bytes; ++at) v_page[at] = UnpackValuePageByte<Words>(at, v, f.num_kv_heads, f.head_bytes, packed);
+  for (int64_t at = 0; at < k.page_bytes; ++at)
+    k_page[at] = UnpackKeyPageByte<Words>(at, k, f.num_kv_heads, f.head_bytes, packed);
+  for (int64_t at = 0; at < v.page_bytes; ++at)
+    v_page[at] = UnpackValuePageByte<Words>(at, v, f.num_kv_heads, f.head_bytes, packed);
 }
 
 int RowByteOf(int head_dim, int token, int channel) {
@@ -66,12 +68,15 @@ PackedFormat MakePackedFormat(const LayerFormat& layer) {
   f.head_dim = layer.k.shape.head_dim;
   f.num_kv_heads = layer.k.shape.num_kv_heads;
   f.rotate = k.rotate;
-  if (!(layer.k.shape == layer.v.shape)) Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
+  if (!(layer.k.shape == layer.v.shape))
+    Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
   if (f.head_dim != 64 && f.head_dim != 128) {
-    Refuse("no packed page for head_dim=" + std::to_string(f.head_dim) + "; possible are 64 and 128. Choose the cpu backend.");
+    Refuse("no packed page for head_dim=" + std::to_string(f.head_dim) +
+           "; possible are 64 and 128. Choose the cpu backend.");
   }
   if (k.bits != 2 || v.bits != 2) {
-    Refuse("no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) + "-bit values; possible are 2 bits. "
+    Refuse("no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) +
+           "-bit values; possible are 2 bits. "
            "Choose a recipe with 2-bit codes or the cpu backend.");
   }
   if (k.rotate != v.rotate) Refuse("keys and values must both be rotated or both not.");
@@ -81,12 +86,15 @@ PackedFormat MakePackedFormat(const LayerFormat& layer) {
   } else if (k.codec == Codec::kAffine && v.codec == Codec::kAffine) {
     f.kind = PageKind::kAffine;
     f.head_bytes = f.head_dim == 64 ? AffinePage<64>::kBytes : AffinePage<128>::kBytes;
-    if (k.axis != Axis::kPerChannel || v.axis != Axis::kPerToken) Refuse("affine keys must be grouped per channel and values per token.");
+    if (k.axis != Axis::kPerChannel || v.axis != Axis::kPerToken)
+      Refuse("affine keys must be grouped per channel and values per token.");
     for (const SideRecipe* side : {&k, &v}) {
-      if (side->group_size % 32 != 0) Refuse("group_size=" + std::to_string(side->group_size) + "; possible are multiples of 32.");
+      if (side->group_size % 32 != 0)
+        Refuse("group_size=" + std::to_string(side->group_size) + "; possible are multiples of 32.");
     }
   } else {
-    Refuse("no packed page for this pair of codecs; possible are razor keys with razor values, and affine with affine.");
+    Refuse(
+        "no packed page for this pair of codecs; possible are razor keys with razor values, and affine with affine.");
   }
   return f;
 }
@@ -105,13 +113,15 @@ void UnpackPage(const PackedFormat& f, const std::byte* packed, std::byte* k_pag
   });
 }
 
-void PackRows(const PackedFormat& f, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v, std::byte* packed) {
+void PackRows(const PackedFormat& f, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v,
+              std::byte* packed) {
   ForEachRowValue(f, capacity, num_tokens, [&](int64_t byte, int64_t index, bool is_value) {
     std::memcpy(packed + byte, (is_value ? v : k) + index, sizeof(f16_bits));
   });
 }
 
-void UnpackRows(const PackedFormat& f, int capacity, int num_tokens, const std::byte* packed, f16_bits* k, f16_bits* v) {
+void UnpackRows(const PackedFormat& f, int capacity, int num_tokens, const std::byte* packed, f16_bits* k,
+                f16_bits* v) {
   ForEachRowValue(f, capacity, num_tokens, [&](int64_t byte, int64_t index, bool is_value) {
     std::memcpy((is_value ? v : k) + index, packed + byte, sizeof(f16_bits));
   });

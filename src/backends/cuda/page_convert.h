@@ -20,12 +20,12 @@ struct PackedFormat {
   LayerFormat layer;
   int head_dim = 0;
   int num_kv_heads = 0;
-  bool rotate = false;            ///< sealed keys and values are rotated
-  int64_t head_bytes = 0;         ///< of one head's keys and values in a packed page
+  bool rotate = false;     ///< sealed keys and values are rotated
+  int64_t head_bytes = 0;  ///< of one head's keys and values in a packed page
 
   int64_t page_bytes() const { return head_bytes * num_kv_heads; }
   int64_t row_page_bytes() const { return int64_t{num_kv_heads} * 2 * kPageTokens * head_dim * 2; }
-  int64_t sink_bytes() const;     ///< sink rows of one sequence
+  int64_t sink_bytes() const;  ///< sink rows of one sequence
 };
 
 /// Throws Error if there is no packed page for this layer, naming what is possible.
@@ -36,13 +36,15 @@ void PackPage(const PackedFormat& format, const std::byte* k_page, const std::by
 void UnpackPage(const PackedFormat& format, const std::byte* packed, std::byte* k_page, std::byte* v_page);
 
 /// 16-bit rows [num_tokens][num_kv_heads][head_dim] to a row page (capacity 128) or to sink rows (capacity 16), and back.
-void PackRows(const PackedFormat& format, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v, std::byte* packed);
-void UnpackRows(const PackedFormat& format, int capacity, int num_tokens, const std::byte* packed, f16_bits* k, f16_bits* v);
+void PackRows(const PackedFormat& format, int capacity, int num_tokens, const f16_bits* k, const f16_bits* v,
+              std::byte* packed);
+void UnpackRows(const PackedFormat& format, int capacity, int num_tokens, const std::byte* packed, f16_bits* k,
+                f16_bits* v);
 
 /// The same for many pages in device memory, contiguous on both sides; enqueued on `stream`. Throws Error if a launch fails.
-void PackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* k_pages, const std::byte* v_pages, std::byte* packed,
-                    cudaStream_t stream);
-void UnpackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* packed, std::byte* k_pages, std::byte* v_pages,
-                      cudaStream_t stream);
+void PackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* k_pages, const std::byte* v_pages,
+                    std::byte* packed, cudaStream_t stream);
+void UnpackPagesAsync(const PackedFormat& format, int64_t num_pages, const std::byte* packed, std::byte* k_pages,
+                      std::byte* v_pages, cudaStream_t stream);
 
 }  // namespace kvrazor::cuda

@@ -10,7 +10,8 @@ namespace kvrazor::cuda {
 
 /// Byte offsets of include/kvrazor/layout.h, without its types (device code).
 struct CpuSide {
-  int64_t page_bytes, token_scale_at, head_scalars_at, heads_at, head_bytes, codes_at, scale_at, offset_at, mean_at, norm_at, centre_at;
+  int64_t page_bytes, token_scale_at, head_scalars_at, heads_at, head_bytes, codes_at, scale_at, offset_at, mean_at,
+      norm_at, centre_at;
   int group_size;
 };
 
@@ -33,7 +34,9 @@ KVRAZOR_HOST_DEVICE constexpr int VectorIndex(int i, int n) {
   const int j = i % (n / 8);
   return 16 * (j / 2) + g + 8 * (j % 2);
 }
-KVRAZOR_HOST_DEVICE constexpr int VectorPosition(int x, int n) { return (x % 8) * (n / 8) + 2 * (x / 16) + (x % 16) / 8; }
+KVRAZOR_HOST_DEVICE constexpr int VectorPosition(int x, int n) {
+  return (x % 8) * (n / 8) + 2 * (x / 16) + (x % 16) / 8;
+}
 
 template <int kDim>
 struct RazorWords {
@@ -50,14 +53,16 @@ struct RazorWords {
     const int kt = token / 32, dg = channel / 64, g = channel % 8, q = token % 8 / 2;
     const int r = channel % 16 / 8 + 2 * (token % 32 / 16);
     *shift = 2 * (channel / 16 % 4);
-    return Page::kValueCodes + 4 * ((kt * (kDim / 64) + dg) * 128 + (4 * g + q) * 4 + r) + 2 * (token % 2) + token % 16 / 8;
+    return Page::kValueCodes + 4 * ((kt * (kDim / 64) + dg) * 128 + (4 * g + q) * 4 + r) + 2 * (token % 2) +
+           token % 16 / 8;
   }
   KVRAZOR_HOST_DEVICE static int MeanByte(int channel) {  // of the high byte; the low one lies 4 bytes behind
     return Page::kMean + 4 * (channel / 32 * 16 + channel % 16 / 4 * 4 + 2 * (channel % 32 / 16)) + channel % 4;
   }
 
   /// Word `w` of the packed page of one head.
-  KVRAZOR_HOST_DEVICE static uint32_t Pack(int w, const CpuSide& k, const CpuSide& v, const uint8_t* k_page, const uint8_t* v_page, int head) {
+  KVRAZOR_HOST_DEVICE static uint32_t Pack(int w, const CpuSide& k, const CpuSide& v, const uint8_t* k_page,
+                                           const uint8_t* v_page, int head) {
     const uint8_t* k_head = k_page + k.heads_at + head * k.head_bytes;
     const uint8_t* v_head = v_page + v.heads_at + head * v.head_bytes;
     const int at = 4 * w;
@@ -72,7 +77,8 @@ struct RazorWords {
       }
     } else if (at < Page::kMean) {
       const int x = w - Page::kValueCodes / 4;
-      const int lane = x / 4 % 32, g = lane / 4, q = lane % 4, r = x % 4, dg = x / 128 % (kDim / 64), kt = x / 128 / (kDim / 64);
+      const int lane = x / 4 % 32, g = lane / 4, q = lane % 4, r = x % 4, dg = x / 128 % (kDim / 64),
+                kt = x / 128 / (kDim / 64);
       for (int e = 0; e < 4; ++e) {
         for (int j = 0; j < 4; ++j) {
           const int token = 32 * kt + 16 * (r >> 1) + 2 * q + (e >> 1) + 8 * (e & 1);
@@ -148,9 +154,12 @@ struct RazorWords {
       }
       return static_cast<uint8_t>(byte);
     }
-    if (at >= v.norm_at && at < v.norm_at + kTokens) return packed[Page::kNorm + VectorPosition(static_cast<int>(at - v.norm_at), kTokens)];
-    if (at >= v.scale_at && at < v.scale_at + kDim) return packed[Page::kChannelScale + VectorPosition(static_cast<int>(at - v.scale_at), kDim)];
-    if (at >= v.centre_at && at < v.centre_at + kDim) return packed[Page::kCentre + VectorPosition(static_cast<int>(at - v.centre_at), kDim)] ^ 128u;
+    if (at >= v.norm_at && at < v.norm_at + kTokens)
+      return packed[Page::kNorm + VectorPosition(static_cast<int>(at - v.norm_at), kTokens)];
+    if (at >= v.scale_at && at < v.scale_at + kDim)
+      return packed[Page::kChannelScale + VectorPosition(static_cast<int>(at - v.scale_at), kDim)];
+    if (at >= v.centre_at && at < v.centre_at + kDim)
+      return packed[Page::kCentre + VectorPosition(static_cast<int>(at - v.centre_at), kDim)] ^ 128u;
     return 0;
   }
   /// Words in front of the heads: the head's two scalars, in the order of the CPU page.
@@ -186,9 +195,11 @@ struct AffineWords {
     return word;
   }
   /// Parameters: index of (group of `line`, k) in the CPU's [num_lines / group_size][num_k].
-  KVRAZOR_HOST_DEVICE static uint32_t PackParams(int x, const uint8_t* scale, const uint8_t* offset, int num_k, int group_size) {
+  KVRAZOR_HOST_DEVICE static uint32_t PackParams(int x, const uint8_t* scale, const uint8_t* offset, int num_k,
+                                                 int group_size) {
     const int q = x / 4 % 4, kt = x / 16 % (num_k / 16), p = x / 16 / (num_k / 16);
-    const uint8_t* from = (x % 4 < 2 ? scale : offset) + 2 * ((32 * p / group_size) * num_k + 16 * kt + 2 * q + 8 * (x % 2));
+    const uint8_t* from =
+        (x % 4 < 2 ? scale : offset) + 2 * ((32 * p / group_size) * num_k + 16 * kt + 2 * q + 8 * (x % 2));
     return LoadAs<uint32_t>(from);
   }
   KVRAZOR_HOST_DEVICE static int ParamByte(int base, int num_k, int group_size, int index, bool is_offset) {
@@ -196,14 +207,17 @@ struct AffineWords {
     return base + 4 * (((p * (num_k / 16) + k / 16) * 4 + k % 8 / 2) * 4 + 2 * is_offset + k % 16 / 8) + 2 * (k % 2);
   }
 
-  KVRAZOR_HOST_DEVICE static uint32_t Pack(int w, const CpuSide& k, const CpuSide& v, const uint8_t* k_page, const uint8_t* v_page, int head) {
+  KVRAZOR_HOST_DEVICE static uint32_t Pack(int w, const CpuSide& k, const CpuSide& v, const uint8_t* k_page,
+                                           const uint8_t* v_page, int head) {
     const uint8_t* k_head = k_page + k.heads_at + head * k.head_bytes;
     const uint8_t* v_head = v_page + v.heads_at + head * v.head_bytes;
     const int at = 4 * w;
     if (at < Page::kKeyParams) return PackCodes(w, k_head + k.codes_at, kDim);
-    if (at < Page::kValueCodes) return PackParams(w - Page::kKeyParams / 4, k_head + k.scale_at, k_head + k.offset_at, kDim, k.group_size);
+    if (at < Page::kValueCodes)
+      return PackParams(w - Page::kKeyParams / 4, k_head + k.scale_at, k_head + k.offset_at, kDim, k.group_size);
     if (at < Page::kValueParams) return PackCodes(w - Page::kValueCodes / 4, v_head + v.codes_at, kTokens);
-    if (at < Page::kTokenNorm) return PackParams(w - Page::kValueParams / 4, v_head + v.scale_at, v_head + v.offset_at, kTokens, v.group_size);
+    if (at < Page::kTokenNorm)
+      return PackParams(w - Page::kValueParams / 4, v_head + v.scale_at, v_head + v.offset_at, kTokens, v.group_size);
     uint32_t word = 0;
     if (at >= Page::kTokenNorm + 2 * kTokens) return word;
     for (int half = 0; half < 2; ++half) {
@@ -214,7 +228,8 @@ struct AffineWords {
     }
     return word;
   }
-  KVRAZOR_HOST_DEVICE static uint8_t UnpackSide(int at, const CpuSide& s, const uint8_t* packed, int codes, int params, int num_k, int num_lines) {
+  KVRAZOR_HOST_DEVICE static uint8_t UnpackSide(int at, const CpuSide& s, const uint8_t* packed, int codes, int params,
+                                                int num_k, int num_lines) {
     int shift = 0;
     if (at < s.codes_at + kTokens * kDim / 4) {
       uint32_t byte = 0;

@@ -17,15 +17,18 @@ constexpr int kSinkCapacity = 16;
 
 }  // namespace
 
-AttendCase::AttendCase(const CaseShape& shape) : shape_(shape), recipe_(ParseRecipe(shape.recipe)), random_(shape.seed) {
+AttendCase::AttendCase(const CaseShape& shape)
+    : shape_(shape), recipe_(ParseRecipe(shape.recipe)), random_(shape.seed) {
   const HeadShape heads{shape.num_kv_heads, shape.head_dim};
-  format_ = MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)});
+  format_ =
+      MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)});
   for (int i = 0; i < kDistinctPages; ++i) AddPackedPage();
   for (int i = 0; i < kDistinctPages; ++i) AddRowPage(kPageTokens);
   for (int b = 0; b < batch_size(); ++b) {
     const auto k = RandomRows(recipe_.sink_tokens, shape_.key_size, 1);
     const auto v = RandomRows(recipe_.sink_tokens, 0.3f, 0);
-    std::vector<std::byte> packed(static_cast<size_t>(format_.sink_bytes()), std::byte{0x7e});  // NaN (0x7e7e) behind the sinks
+    std::vector<std::byte> packed(static_cast<size_t>(format_.sink_bytes()),
+                                  std::byte{0x7e});  // NaN (0x7e7e) behind the sinks
     PackRows(format_, kSinkCapacity, recipe_.sink_tokens, k.data(), v.data(), packed.data());
     sink_rows_.insert(sink_rows_.end(), packed.begin(), packed.end());
     Values values;
@@ -47,15 +50,18 @@ std::vector<f16_bits> AttendCase::RandomRows(int num_tokens, float size, float o
   size_t i = 0;
   for (int t = 0; t < num_tokens; ++t) {
     for (int h = 0; h < shape_.num_kv_heads; ++h) {
-      const float token_size = size * std::exp(0.5f * normal(random_));  // norms of tokens differ by an order of magnitude
-      for (int c = 0; c < shape_.head_dim; ++c) rows[i++] = F16FromF32(token_size * normal(random_) + offset * static_cast<float>(c % 5 - 2));
+      const float token_size =
+          size * std::exp(0.5f * normal(random_));  // norms of tokens differ by an order of magnitude
+      for (int c = 0; c < shape_.head_dim; ++c)
+        rows[i++] = F16FromF32(token_size * normal(random_) + offset * static_cast<float>(c % 5 - 2));
     }
   }
   return rows;
 }
 
 void AttendCase::AddPackedPage() {
-  const auto read = [&](const PageLayout& layout, const std::vector<f16_bits>& rows, std::vector<std::byte>& page, std::vector<double>& values) {
+  const auto read = [&](const PageLayout& layout, const std::vector<f16_bits>& rows, std::vector<std::byte>& page,
+                        std::vector<double>& values) {
     page.resize(static_cast<size_t>(layout.page_bytes));
     ReferenceBackend().Seal(layout, rows.data(), {}, nullptr, page.data());
     PageSide side;
@@ -96,7 +102,8 @@ int AttendCase::AddRowPage(int num_tokens) {
 void AttendCase::MakeTables(uint32_t seed) {
   std::mt19937 random(seed);
   std::uniform_real_distribution<double> share;
-  page_table_.assign(static_cast<size_t>(batch_size()) * max_pages_, 0x3fffffff);  // far out of the pool: entries behind the end are not read
+  page_table_.assign(static_cast<size_t>(batch_size()) * max_pages_,
+                     0x3fffffff);  // far out of the pool: entries behind the end are not read
   row_start_.clear();
   for (int b = 0; b < batch_size(); ++b) {
     const int len = shape_.kv_len[b];
@@ -169,9 +176,16 @@ Expected AttendCase::Reference() const {
 }
 
 AttendCase::OnDevice::OnDevice(const AttendCase& c, const AttendPlan& plan)
-    : packed_pages(c.packed_pages_), row_pages(c.row_pages_), sink_rows(c.sink_rows_), workspace(static_cast<size_t>(plan.workspace_bytes())),
-      page_table(c.page_table_), kv_len(std::vector<int32_t>(c.shape_.kv_len.begin(), c.shape_.kv_len.end())), row_start(c.row_start_), q(c.q_),
-      out(c.q_.size()), lse(static_cast<size_t>(c.batch_size()) * c.num_qo_heads()) {
+    : packed_pages(c.packed_pages_),
+      row_pages(c.row_pages_),
+      sink_rows(c.sink_rows_),
+      workspace(static_cast<size_t>(plan.workspace_bytes())),
+      page_table(c.page_table_),
+      kv_len(std::vector<int32_t>(c.shape_.kv_len.begin(), c.shape_.kv_len.end())),
+      row_start(c.row_start_),
+      q(c.q_),
+      out(c.q_.size()),
+      lse(static_cast<size_t>(c.batch_size()) * c.num_qo_heads()) {
   plan.InitWorkspace(workspace.data(), nullptr);
   CheckCuda(cudaDeviceSynchronize());
 }
@@ -182,8 +196,16 @@ void AttendCase::OnDevice::Poison() {
 }
 
 AttendArrays AttendCase::OnDevice::arrays() const {
-  return {.packed_pages = packed_pages.data(), .row_pages = row_pages.data(), .sink_rows = sink_rows.data(), .page_table = page_table.data(),
-          .kv_len = kv_len.data(), .row_start = row_start.data(), .q = q.data(), .out = out.data(), .lse = lse.data(), .workspace = workspace.data()};
+  return {.packed_pages = packed_pages.data(),
+          .row_pages = row_pages.data(),
+          .sink_rows = sink_rows.data(),
+          .page_table = page_table.data(),
+          .kv_len = kv_len.data(),
+          .row_start = row_start.data(),
+          .q = q.data(),
+          .out = out.data(),
+          .lse = lse.data(),
+          .workspace = workspace.data()};
 }
 
 }  // namespace kvrazor::cuda

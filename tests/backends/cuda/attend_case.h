@@ -19,16 +19,16 @@ struct CaseShape {
   int num_kv_heads = 2;
   int gqa_ratio = 4;
   std::vector<int> kv_len;
-  int window = 128;            ///< tokens behind this many (in whole pages) from the end are sealed
-  double row_page_share = 0;   ///< of the pages in front of the window that are row pages all the same
-  bool wrong_hint = false;     ///< row_start says something else than the page table
-  float key_size = 2;          ///< standard deviation of the keys' values
+  int window = 128;           ///< tokens behind this many (in whole pages) from the end are sealed
+  double row_page_share = 0;  ///< of the pages in front of the window that are row pages all the same
+  bool wrong_hint = false;    ///< row_start says something else than the page table
+  float key_size = 2;         ///< standard deviation of the keys' values
   uint32_t seed = 1;
 };
 
 struct Expected {
-  std::vector<double> out;     ///< [batch][num_qo_heads][head_dim]
-  std::vector<double> lse;     ///< [batch][num_qo_heads]
+  std::vector<double> out;  ///< [batch][num_qo_heads][head_dim]
+  std::vector<double> lse;  ///< [batch][num_qo_heads]
 };
 
 class AttendCase {

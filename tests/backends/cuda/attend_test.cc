@@ -21,11 +21,13 @@ constexpr double kLargestLseError = 2e-3;
 
 std::string NameOf(const std::string& text) {
   std::string name = text;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
 }
 
-void ExpectClose(const std::vector<f16_bits>& out, const std::vector<float>& lse, const Expected& want, const CaseShape& shape) {
+void ExpectClose(const std::vector<f16_bits>& out, const std::vector<float>& lse, const Expected& want,
+                 const CaseShape& shape) {
   const int head_dim = shape.head_dim;
   double error = 0, size = 0, worst = 0;
   for (size_t head = 0; head < lse.size(); ++head) {
@@ -191,9 +193,12 @@ TEST_P(AttendTest, GraphReplayFollowsLengthsAndTables) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, AttendTest,
-                         testing::Values(Variant{"razor-2", 128}, Variant{"razor-2:sinks=0", 128}, Variant{"razor-2", 64}, Variant{"oscar", 128},
-                                         Variant{"oscar:sinks=16", 64}, Variant{"kivi", 128}, Variant{"oscar:k2g128,v2g64", 128}),
-                         [](const auto& info) { return NameOf(info.param.recipe) + "_" + std::to_string(info.param.head_dim); });
+                         testing::Values(Variant{"razor-2", 128}, Variant{"razor-2:sinks=0", 128},
+                                         Variant{"razor-2", 64}, Variant{"oscar", 128}, Variant{"oscar:sinks=16", 64},
+                                         Variant{"kivi", 128}, Variant{"oscar:k2g128,v2g64", 128}),
+                         [](const auto& info) {
+                           return NameOf(info.param.recipe) + "_" + std::to_string(info.param.head_dim);
+                         });
 
 // ---- what a plan refuses; needs no device
 Device Hopper() { return {.name = "a device", .compute_major = 9, .num_sms = 132, .shared_bytes = 232448}; }
@@ -211,7 +216,8 @@ AttendSpec GoodSpec() {
   const Recipe recipe = ParseRecipe("razor-2");
   const HeadShape shape{8, 128};
   AttendSpec s;
-  s.format = MakePackedFormat({MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)});
+  s.format =
+      MakePackedFormat({MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)});
   s.num_qo_heads = 32;
   s.max_batch_size = 64;
   s.max_pages = 1024;

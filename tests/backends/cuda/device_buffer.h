@@ -7,12 +7,12 @@
 #include <cstddef>
 #include <vector>
 
-#define KVRAZOR_SKIP_WITHOUT_DEVICE()                                                  \
-  do {                                                                                 \
-    int count = 0;                                                                     \
-    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {                     \
-      GTEST_SKIP() << "no CUDA device on this machine: this test needs one";           \
-    }                                                                                  \
+#define KVRAZOR_SKIP_WITHOUT_DEVICE()                                        \
+  do {                                                                       \
+    int count = 0;                                                           \
+    if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {           \
+      GTEST_SKIP() << "no CUDA device on this machine: this test needs one"; \
+    }                                                                        \
   } while (false)
 
 namespace kvrazor::cuda {
@@ -33,7 +33,9 @@ class DeviceBuffer {
 
   T* data() const { return static_cast<T*>(data_); }
   void Fill(int byte) { CheckCuda(cudaMemset(data_, byte, bytes())); }  // 0xff: NaN in f16 and f32
-  void Upload(const std::vector<T>& from) { CheckCuda(cudaMemcpy(data_, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice)); }
+  void Upload(const std::vector<T>& from) {
+    CheckCuda(cudaMemcpy(data_, from.data(), from.size() * sizeof(T), cudaMemcpyHostToDevice));
+  }
   std::vector<T> Download() const {
     std::vector<T> to(size_);
     CheckCuda(cudaMemcpy(to.data(), data_, size_ * sizeof(T), cudaMemcpyDeviceToHost));

@@ -84,7 +84,8 @@ TEST_P(PageConvertTest, RowsRoundTrip) {
       std::vector<f16_bits> k(values), v(values), k_back(values), v_back(values);
       for (f16_bits& x : k) x = static_cast<f16_bits>(random_());
       for (f16_bits& x : v) x = static_cast<f16_bits>(random_());
-      std::vector<std::byte> packed(static_cast<size_t>(capacity == 16 ? format_.sink_bytes() : format_.row_page_bytes()));
+      std::vector<std::byte> packed(
+          static_cast<size_t>(capacity == 16 ? format_.sink_bytes() : format_.row_page_bytes()));
       PackRows(format_, capacity, num_tokens, k.data(), v.data(), packed.data());
       UnpackRows(format_, capacity, num_tokens, packed.data(), k_back.data(), v_back.data());
       EXPECT_EQ(k_back, k) << capacity << " " << num_tokens;
@@ -94,11 +95,13 @@ TEST_P(PageConvertTest, RowsRoundTrip) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PageConvertTest,
-                         testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"oscar", 64}, Case{"oscar", 128}, Case{"kivi", 128},
-                                         Case{"oscar:k2g128,v2g64", 128}),
+                         testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"oscar", 64},
+                                         Case{"oscar", 128}, Case{"kivi", 128}, Case{"oscar:k2g128,v2g64", 128}),
                          [](const auto& info) {
                            std::string name = info.param.recipe + "_" + std::to_string(info.param.head_dim);
-                           std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+                           std::replace_if(
+                               name.begin(), name.end(),
+                               [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
                            return name;
                          });
 
