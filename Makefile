@@ -7,6 +7,7 @@ JOBS ?= $(shell nproc)
 MODEL ?= build/_deps/models/SmolLM2-135M-Instruct.Q4_1.gguf
 TEXT ?= build/demo/text.txt
 DEMO_OUT ?= build/demo
+PREFIX ?= /usr/local
 # 8192 shows more and takes four times as long, nearly all of it in the quantized caches of llama.cpp that it is compared with.
 DEMO_CONTEXT ?= 4096
 # A long text that every Debian machine has; elsewhere this project's own documents.
@@ -16,9 +17,9 @@ TEXT_PARTS := README.md CONTRIBUTING.md $(sort $(wildcard docs/*.md)) LICENSE
 endif
 
 CTEST := ctest --no-tests=error -j $(JOBS)
-CXX_FILES = $(shell git ls-files -co --exclude-standard -- '*.h' '*.cc' '*.c')
+CXX_FILES = $(wildcard $(shell git ls-files -co --exclude-standard -- '*.h' '*.cc' '*.c'))
 
-.PHONY: help demo test test-asan test-tsan test-release build bench format check clean distclean bootstrap
+.PHONY: help demo install test test-asan test-tsan test-release build build-llama bench format check clean distclean bootstrap
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,35 +28,41 @@ demo: bootstrap build/release/build.ninja build/demo/text.txt ## a real model re
 	cmake --build build/release --target kvrazor_cli -j $(JOBS)
 	build/release/bin/kvrazor compare -m "$(MODEL)" -f "$(TEXT)" -c $(DEMO_CONTEXT) --require --out "$(DEMO_OUT)"
 
-test: bootstrap build test-asan test-tsan test-release ## everything: builds, tests, the core library under sanitizers, style
+install: build ## program, plug-in and library into PREFIX (default /usr/local)
+	cmake --install build/release --prefix "$(PREFIX)"
+
+test: bootstrap build test-asan test-tsan test-release ## everything: builds, tests, library and plug-in under sanitizers, style
 
 test-release: build ## the tests of the optimized build alone
 	$(CTEST) --preset release
 
-test-asan: build/asan/build.ninja ## core library under AddressSanitizer and UndefinedBehaviorSanitizer
+test-asan: build-llama build/asan/build.ninja ## library and plug-in under AddressSanitizer and UndefinedBehaviorSanitizer
 	cmake --build build/asan -j $(JOBS)
 	$(CTEST) --preset asan
 
-test-tsan: build/tsan/build.ninja ## core library under ThreadSanitizer
+test-tsan: build-llama build/tsan/build.ninja ## library and plug-in under ThreadSanitizer
 	cmake --build build/tsan -j $(JOBS)
 	$(CTEST) --preset tsan
 
 build: bootstrap build/release/build.ninja ## library, plug-in, programs, tests and benchmarks in build/release
 	cmake --build build/release -j $(JOBS)
 
+build-llama: bootstrap build/release/build.ninja # what the sanitizers' builds take from the optimized one
+	cmake --build build/release --target llama llama-common -j $(JOBS)
+
 bench: build ## benchmarks of the CPU kernels, next to ggml's own
 	@for program in build/release/bin/*_bench; do echo "$$program"; "$$program" || exit 1; done
 
 format: ## clang-format on every source file
 	@command -v clang-format >/dev/null || { echo "make format: clang-format is missing (apt-get install clang-format)" >&2; exit 1; }
-	clang-format -i $(CXX_FILES)
+	@clang-format -i $(CXX_FILES)
 
 check: ## layers, headers, documents, formatting
 	tools/check_layers
 	tools/check_headers
 	tools/check_docs
 	@command -v clang-format >/dev/null || { echo "make check: clang-format is missing (apt-get install clang-format)" >&2; exit 1; }
-	clang-format --dry-run --Werror $(CXX_FILES)
+	@clang-format --dry-run --Werror $(CXX_FILES)
 
 clean: ## what was built; the downloads stay
 	find build -mindepth 1 -maxdepth 1 ! -name _deps -exec rm -rf {} + 2>/dev/null || true
@@ -63,7 +70,7 @@ clean: ## what was built; the downloads stay
 distclean: ## the whole build folder
 	rm -rf build
 
-bootstrap: ## packages, llama.cpp's sources, the model
+bootstrap: ## packages, llama.cpp's sources, the model, the server's web page
 	@tools/bootstrap
 
 build/demo/text.txt: $(TEXT_PARTS)

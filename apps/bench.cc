@@ -183,7 +183,8 @@ void AddBench(CLI::App& app, Invocation& invocation) {
       ->capture_default_str();
   command->add_option("-t,--threads", options->threads, "Threads; by default all processors")
       ->check(CLI::Range(1, 1024));
-  command->add_flag("--require", options->require, "Fail if a recipe leaves any layer in 16 bits");
+  command->add_flag("--require", options->require, "Fail if a recipe leaves any layer in 16 bits")
+      ->envname("KVRAZOR_REQUIRE");
   command->add_flag("--json", options->json, "Print JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress");
   command->add_flag("-v,--verbose", options->verbose, "Show llama.cpp's messages");

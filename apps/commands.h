@@ -15,6 +15,7 @@ struct Invocation {
 
 void AddRun(CLI::App& app, Invocation& invocation);
 void AddCompare(CLI::App& app, Invocation& invocation);
+void AddEval(CLI::App& app, Invocation& invocation);
 void AddBench(CLI::App& app, Invocation& invocation);
 void AddPlan(CLI::App& app, Invocation& invocation);
 void AddMethods(CLI::App& app, Invocation& invocation);

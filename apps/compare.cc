@@ -188,7 +188,8 @@ void AddCompare(CLI::App& app, Invocation& invocation) {
   command->add_option("-t,--threads", options->threads, "Threads; by default all processors")
       ->check(CLI::Range(1, 1024));
   command->add_option("--out", options->out, "Folder for compare.json and index.html");
-  command->add_flag("--require", options->require, "Fail if a recipe leaves any layer in 16 bits");
+  command->add_flag("--require", options->require, "Fail if a recipe leaves any layer in 16 bits")
+      ->envname("KVRAZOR_REQUIRE");
   command->add_flag("--json", options->json, "Print the records as JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress");
   command->add_flag("-v,--verbose", options->verbose, "Show llama.cpp's messages");

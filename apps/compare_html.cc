@@ -4,49 +4,11 @@
 #include <cmath>
 
 #include "apps/compare.h"
+#include "apps/html.h"
 #include "apps/text_table.h"
 
 namespace kvrazor::apps {
 namespace {
-
-// Colours by who keeps the cache, the same in all plots; both sets keep 3:1 against their background.
-constexpr char kStyle[] = R"(
-:root { color-scheme: light dark; --page: #fcfcfb; --text: #1b1b19; --faint: #66655f; --line: #dddcd5; --card: #ffffff;
-        --f16: #7a7970; --llama: #2a6fbb; --kvrazor: #c2571a; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #171716; --text: #eceae3; --faint: #a3a196; --line: #3a3935; --card: #1f1f1d; --f16: #98968b; --llama: #6ba5e7; --kvrazor: #ea8a50; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 72rem; background: var(--page); color: var(--text);
-       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; }
-p { margin: .25rem 0 .75rem; max-width: 46rem; } .faint { color: var(--faint); font-size: .9rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; font-size: .92rem; }
-th, td { padding: .4rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; color: var(--faint); vertical-align: bottom; } th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
-.plots, .answers { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-width: 0; }
-.card h3 { font-size: .95rem; margin: 0 0 .5rem; }
-.card p { overflow-wrap: anywhere; white-space: pre-wrap; margin: 0; }
-svg { display: block; width: 100%; height: auto; } svg text { fill: var(--text); font: 12px system-ui, sans-serif; } svg .tick { fill: var(--faint); }
-svg .grid { stroke: var(--line); stroke-width: 1; }
-code { font-size: .85rem; overflow-wrap: anywhere; }
-)";
-
-std::string Escaped(const std::string& text) {
-  std::string out;
-  for (const char c : text) {
-    switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += static_cast<unsigned char>(c) < 0x20 && c != '\n' && c != '\t' ? ' ' : c;
-    }
-  }
-  return out;
-}
 
 double Number(const Json& record, const char* field) { return record.at(field).get<double>(); }
 std::string Name(const Json& record) { return record.at("recipe").get<std::string>(); }
@@ -69,7 +31,7 @@ std::string Table(const std::vector<Json>& records) {
         "<tr><td><span class=\"dot\" "
         "style=\"background:{}\"></span>{}</td><td>{:.2f}</td><td>{}</td><td>{:.2f}&times;</td><td>{}</td><td>{:.0f}</"
         "td>"
-        "<td>{:.1f}</td><td>{:.2f}&times;</td><td>{:.3f}</td><td>{:.4g}</td><td>{:.4g}</td><td>{:.4g}</td><td>{:.1f} "
+        "<td>{:.1f}</td><td>{:.2f}&times;</td><td>{:.3f}</td><td>{:.4f}</td><td>{:.4f}</td><td>{:.3f}</td><td>{:.1f} "
         "%</td></tr>\n",
         Colour(r), Escaped(Name(r)), Number(r, "bits_per_value"), Bytes(Number(r, "kv_bytes")),
         Number(f16, "kv_bytes") / Number(r, "kv_bytes"), Bytes(Number(r, "peak_rss_bytes")), Number(r, "prefill_tps"),
@@ -141,12 +103,19 @@ std::string Scatter(const std::vector<Json>& records) {
   for (const Json& r : records) {
     const double kld = Number(r, "kld_mean"), bits = Number(r, "bits_per_value");
     if (kld <= 0) continue;
-    const bool near_right = x_of(bits) > kWidth - 90;
+    // To the right of its point, unless that would leave the plot or cover another point.
+    bool on_the_left = x_of(bits) > kWidth - 90;
+    for (const Json& other : records) {
+      const double dx = x_of(Number(other, "bits_per_value")) - x_of(bits);
+      if (Number(other, "kld_mean") > 0 && dx > 0 && dx < 70 &&
+          std::abs(y_of(Number(other, "kld_mean")) - y_of(kld)) < 12)
+        on_the_left = true;
+    }
     svg += fmt::format(
         "<circle cx=\"{:.1f}\" cy=\"{:.1f}\" r=\"5\" fill=\"{}\"><title>{}: {:.2f} bits, {:.4g} nats</title></circle>"
         "<text x=\"{:.1f}\" y=\"{:.1f}\" text-anchor=\"{}\">{}</text>",
-        x_of(bits), y_of(kld), Colour(r), Escaped(Name(r)), bits, kld, x_of(bits) + (near_right ? -9 : 9),
-        y_of(kld) + 4, near_right ? "end" : "start", Escaped(Name(r)));
+        x_of(bits), y_of(kld), Colour(r), Escaped(Name(r)), bits, kld, x_of(bits) + (on_the_left ? -9 : 9),
+        y_of(kld) + 4, on_the_left ? "end" : "start", Escaped(Name(r)));
   }
   return svg + "</svg></div>\n";
 }
@@ -168,11 +137,9 @@ std::string CompareHtml(const std::vector<Json>& records, const std::string& que
   const std::string model_path = first.at("model").get<std::string>();
   const std::string model = Escaped(model_path.substr(model_path.find_last_of('/') + 1));
   std::string html = fmt::format(
-      "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
-      "content=\"width=device-width, initial-scale=1\">"
-      "<title>KV caches of {0}</title><style>{1}</style></head><body>\n<h1>{0}: {2} tokens, {3} KV caches</h1>\n"
+      "{1}<h1>{0}: {2} tokens, {3} KV caches</h1>\n"
       "<p class=\"faint\">Text: {4}. Everything is compared with llama.cpp's 16-bit cache over the same text.</p>\n",
-      model, kStyle, context, records.size(), text_of("text"));
+      model, PageHead("KV caches of " + model), context, records.size(), text_of("text"));
   html += Table(records);
   html += "<h2>Plots</h2>\n" + Legend() + "<div class=\"plots\">\n";
   html += Bars(records, "KV cache", "kv_bytes", [](double v) { return Bytes(v); });

@@ -123,13 +123,16 @@ Json CompareJob(const Json& job, const OnProgress& progress) {
       model.get(), cache,
       {.context = context, .batch = eval::kAccuracyBatch, .outputs = eval::kAccuracyBatch, .threads = threads});
   const std::span<const llama_token> tokens(text_tokens.data(), static_cast<size_t>(context));
-  const eval::Agreement agreement = eval::MeasureAccuracy(ctx.get(), tokens, positions, reference, is_reference,
-                                                          [&](int64_t done) { progress("accuracy", done, context); });
+  const eval::ReferenceUse use = is_reference ? eval::ReferenceUse::kWrite : eval::ReferenceUse::kCompare;
+  const eval::Agreement agreement = eval::Summarize(eval::MeasurePositions(
+      ctx.get(), tokens, positions, &reference, use, [&](int64_t done) { progress("accuracy", done, context); }));
   result["positions"] = agreement.positions;
   result["ppl"] = agreement.ppl;
   result["kld_mean"] = agreement.kld_mean;
   result["kld_median"] = agreement.kld_median;
   result["kld_p99"] = agreement.kld_p99;
+  result["kld_p999"] = agreement.kld_p999;
+  result["kld_max"] = agreement.kld_max;
   result["same_top1"] = agreement.same_top1;
   return result;
 }

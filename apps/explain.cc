@@ -96,7 +96,7 @@ void AddExplain(CLI::App& app, Invocation&) {
   command->add_option("-c,--context", options->context, "Tokens of the context")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
       ->capture_default_str();
-  command->add_flag("--require", options->require, "Fail if any layer stays in 16 bits");
+  command->add_flag("--require", options->require, "Fail if any layer stays in 16 bits")->envname("KVRAZOR_REQUIRE");
   command->add_flag("--json", options->json, "Print a JSON list, one object a layer and side");
   command->add_flag("-v,--verbose", options->verbose, "Show llama.cpp's messages");
   command->callback([options] { Explain(*options); });

@@ -1,10 +1,12 @@
 // The kvrazor program: parses the command line, runs the command, turns errors into messages and exit statuses.
 #include <fmt/format.h>
 
+#include <csignal>
 #include <cstdio>
 #include <memory>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "apps/build_info.h"
@@ -46,6 +48,7 @@ int ParseAndRun(std::vector<std::string> arguments) {
   AddRun(app, invocation);
   AddServeHelp(app);
   AddCompare(app, invocation);
+  AddEval(app, invocation);
   AddBench(app, invocation);
   AddPlan(app, invocation);
   AddMethods(app, invocation);
@@ -65,13 +68,16 @@ int ParseAndRun(std::vector<std::string> arguments) {
 
 }  // namespace
 
+constexpr char kOutputFailed[] = "writing to the standard output failed. Is the disk full?";
+
 int Main(std::vector<std::string> arguments) {
+  // A file over the limit (ulimit -f) is a failed write, with a message, not an end by a signal.
+  std::signal(SIGXFSZ, SIG_IGN);
   try {
     if (arguments.size() == 2 && arguments[1] == "worker") return WorkerMain();
     const bool serve = arguments.size() > 1 && arguments[1] == "serve";
     const int status = serve ? ServeMain({arguments.begin() + 2, arguments.end()}) : ParseAndRun(arguments);
-    if (std::fflush(stdout) != 0 || std::ferror(stdout))
-      return Fail(kExitFailed, "writing to the standard output failed. Is the disk full?");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout)) return Fail(kExitFailed, kOutputFailed);
     return status;
   } catch (const UsageError& e) {
     return Fail(kExitUsage, e.what());
@@ -81,6 +87,9 @@ int Main(std::vector<std::string> arguments) {
     return Fail(kExitRequirement, e.what());
   } catch (const Interrupted& e) {
     return Fail(kExitInterrupted, e.what());
+  } catch (const std::system_error& e) {
+    // fmt::print throws once its buffer is full, and does not say of what.
+    return Fail(kExitFailed, std::ferror(stdout) ? kOutputFailed : e.what());
   } catch (const std::bad_alloc&) {
     return Fail(kExitFailed, "out of memory. Try a shorter context (-c).");
   } catch (const std::exception& e) {

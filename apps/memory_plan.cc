@@ -17,7 +17,9 @@ namespace {
 
 constexpr int64_t kContextStep = 256;
 constexpr int64_t kMaxUsers = 1'000'000'000;
-constexpr double kPageTableBytes = 64;  // an entry for one page of keys or values, at most
+constexpr int64_t kSystemPageBytes = 4096;     // memory comes in these
+constexpr double kPageTableBytes = 4;          // an entry for one page of keys or values
+constexpr double kLayerTableBytes = 2 * 1024;  // beside these: pages in 16 bits, the layer's own record
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -46,20 +48,40 @@ std::string ReasonAgainst(const Recipe& recipe, const eval::LayerShape& layer) {
   return "";
 }
 
-double PackedSideBytes(const SideRecipe& recipe, Side side, const eval::LayerShape& layer, const Recipe& whole,
-                       int64_t context) {
+// Second moment of the queries that codes are chosen by: a variance in 32 and a triangle of correlations in 16 bits.
+double MomentBytes(const eval::LayerShape& layer) {
+  const double dim = layer.k_head_dim;
+  return layer.num_kv_heads * (4 * dim + 2 * dim * (dim - 1) / 2);
+}
+
+// A side of a layer on its way to `context` tokens. A page is sealed when it is full and `residual` full ones are behind it.
+struct SideBytes {
+  double most = 0;  // the moment before the last page is sealed
+  double end = 0;   // with all tokens
+};
+
+SideBytes PackedSideBytes(const SideRecipe& recipe, Side side, const eval::LayerShape& layer, const Recipe& whole,
+                          int64_t context) {
   const PageLayout page =
       MakePageLayout(recipe, side, {layer.num_kv_heads, side == Side::kKey ? layer.k_head_dim : layer.v_head_dim});
-  const double num_pages = std::ceil(static_cast<double>(context) / kPageTokens);
-  if (recipe.codec == Codec::kF16) return num_pages * static_cast<double>(page.f16_page_bytes());
-  const double staged = std::min(num_pages, static_cast<double>(CeilDiv(whole.residual_tokens, kPageTokens) + 1));
-  const double sinks =
-      static_cast<double>(std::min<int64_t>(whole.sink_tokens, context)) * static_cast<double>(page.row_values()) * 2;
-  // Second moment of the queries that codes are chosen by, float32, one matrix a kv head.
-  const double moment =
-      recipe.codec == Codec::kRazorKey ? 4.0 * layer.num_kv_heads * layer.k_head_dim * layer.k_head_dim : 0;
-  return (num_pages - staged) * static_cast<double>(page.page_bytes) +
-         staged * static_cast<double>(page.f16_page_bytes()) + sinks + moment + num_pages * kPageTableBytes;
+  const int64_t full = context / kPageTokens;
+  const double row = 2.0 * static_cast<double>(page.row_values());
+  const double tables = static_cast<double>(CeilDiv(context, kPageTokens)) * kPageTableBytes + kLayerTableBytes / 2;
+  const auto system_pages = [](double bytes) { return std::ceil(bytes / kSystemPageBytes) * kSystemPageBytes; };
+  if (recipe.codec == Codec::kF16) {
+    const double bytes = static_cast<double>(full) * kPageTokens * row +
+                         system_pages(static_cast<double>(context % kPageTokens) * row) + tables;
+    return {bytes, bytes};
+  }
+  const double moment = recipe.codec == Codec::kRazorKey ? MomentBytes(layer) : 0;
+  const auto bytes = [&](int64_t sealed, int64_t tokens_in_16_bits) {
+    const double sinks = sealed > 0 ? static_cast<double>(whole.sink_tokens) * row : 0;
+    return system_pages(static_cast<double>(sealed) * static_cast<double>(page.page_bytes)) +
+           system_pages(static_cast<double>(tokens_in_16_bits) * row) + sinks + moment + tables;
+  };
+  const int64_t residual = std::max<int64_t>(1, CeilDiv(whole.residual_tokens, kPageTokens));
+  const int64_t most = std::min(full, residual + 1), end = std::min(full, residual);
+  return {bytes(full - most, most * kPageTokens), bytes(full - end, end * kPageTokens + context % kPageTokens)};
 }
 
 // 16-bit pages that a batch passes through on its way into a layer's sealed pages: one layer at a time, so once for all.
@@ -72,30 +94,33 @@ double TransientBytes(const Recipe& recipe, const eval::LayerShape& layer, int64
 }  // namespace
 
 double KvBytes(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t context) {
-  double bytes = 0, transient = 0;
-  const Recipe recipe = cache.packed ? LoadRecipe(cache.recipe) : Recipe{};
+  double always = 0, most = 0, end = 0, transient = 0;
+  const int num_layers = static_cast<int>(shape.layers.size());
+  const Recipe recipe = cache.packed ? LoadRecipe(cache.recipe).ForModel(num_layers) : Recipe{};
   for (int i = 0; i < static_cast<int>(shape.layers.size()); ++i) {
     const eval::LayerShape& layer = shape.layers[static_cast<size_t>(i)];
     if (layer.kind == eval::LayerKind::kRecurrent) continue;
     if (!cache.packed) {
-      bytes += RowBytes(layer, cache.type) * HeldTokens(layer, context);
+      always += RowBytes(layer, cache.type) * HeldTokens(layer, context);
       continue;
     }
     const Recipe own = recipe.ForLayer(i);
     if (!ReasonAgainst(own, layer).empty()) {
-      bytes += RowBytes(layer, GGML_TYPE_F16) * HeldTokens(layer, context);
-    } else {
-      bytes += PackedSideBytes(own.k, Side::kKey, layer, own, context) +
-               PackedSideBytes(own.v, Side::kValue, layer, own, context);
-      transient = std::max(transient, TransientBytes(own, layer, context));
+      always += RowBytes(layer, GGML_TYPE_F16) * HeldTokens(layer, context);
+      continue;
     }
+    const SideBytes k = PackedSideBytes(own.k, Side::kKey, layer, own, context);
+    const SideBytes v = PackedSideBytes(own.v, Side::kValue, layer, own, context);
+    most += k.most + v.most;
+    end += k.end + v.end;
+    transient = std::max(transient, TransientBytes(own, layer, context));
   }
-  return bytes + transient;
+  return always + std::max(most, end + transient);
 }
 
 std::string UnpackedLayers(const eval::ModelShape& shape, const eval::CacheChoice& cache) {
   if (!cache.packed) return "";
-  const Recipe recipe = LoadRecipe(cache.recipe);
+  const Recipe recipe = LoadRecipe(cache.recipe).ForModel(static_cast<int>(shape.layers.size()));
   std::map<std::string, int> reasons;
   for (int i = 0; i < static_cast<int>(shape.layers.size()); ++i) {
     const eval::LayerShape& layer = shape.layers[static_cast<size_t>(i)];

@@ -14,7 +14,8 @@ namespace kvrazor::apps {
 inline constexpr int64_t kDefaultBatch = 512;
 
 /// Bytes, as double: exact up to 2^53, and without overflow for absurd contexts.
-/// KV cache of one sequence that holds `context` tokens.
+/// KV cache of one sequence on its way to `context` tokens: the most it ever takes, windows, batches in flight and tables
+/// included.
 double KvBytes(const eval::ModelShape& shape, const eval::CacheChoice& cache, int64_t context);
 /// Layers of the model that the recipe would leave in 16 bits although they have a KV cache, and why (empty: none).
 std::string UnpackedLayers(const eval::ModelShape& shape, const eval::CacheChoice& cache);

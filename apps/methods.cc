@@ -15,10 +15,17 @@ namespace {
 // A common shape, for a number that people can compare; the model's own is in `kvrazor plan`.
 constexpr HeadShape kTypicalShape = {.num_kv_heads = 8, .head_dim = 128};
 
+/// Mean over the layers, where the recipe treats them differently.
 double StoredBits(const Recipe& recipe) {
-  return (MakePageLayout(recipe.k, Side::kKey, kTypicalShape).bits_per_value() +
-          MakePageLayout(recipe.v, Side::kValue, kTypicalShape).bits_per_value()) /
-         2;
+  constexpr int kLayers = 100;
+  const Recipe model = recipe.ForModel(kLayers);
+  double sum = 0;
+  for (int layer = 0; layer < kLayers; ++layer) {
+    const Recipe own = model.ForLayer(layer);
+    sum += MakePageLayout(own.k, Side::kKey, kTypicalShape).bits_per_value() +
+           MakePageLayout(own.v, Side::kValue, kTypicalShape).bits_per_value();
+  }
+  return sum / (2 * kLayers);
 }
 
 void ShowMethods(bool json) {

@@ -322,7 +322,7 @@ void AddRun(CLI::App& app, Invocation& invocation) {
       ->add_option("--recipe", options->recipe,
                    "How the KV cache is kept: a recipe (kvrazor methods) or a type of llama.cpp (f16, q8_0 ...)")
       ->capture_default_str();
-  command->add_flag("--require", options->require, "Fail if any layer stays in 16 bits");
+  command->add_flag("--require", options->require, "Fail if any layer stays in 16 bits")->envname("KVRAZOR_REQUIRE");
   command->add_option("-n,--new-tokens", options->new_tokens, "Write at most so many tokens a turn")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 31))
       ->capture_default_str();

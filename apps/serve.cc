@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <memory>
 #include <optional>
 
@@ -12,6 +13,7 @@
 #include "apps/help_format.h"
 #include "eval/cache_choice.h"
 #include "eval/gguf_header.h"
+#include "kvrazor/ggml.h"
 #include "ui.h"
 
 /// llama.cpp's server (tools/server/server.cpp); its own main does nothing but call it.
@@ -22,17 +24,19 @@ namespace {
 
 constexpr char kDescription[] =
     "OpenAI-compatible server (llama.cpp's own) on the packed cache.\n"
-    "llama.cpp's own server, with its OpenAI-compatible API, on the packed KV cache. The options below are kvrazor's; "
+    "llama.cpp's own server, with its OpenAI-compatible API and its web page, on the packed KV cache. The options "
+    "below are kvrazor's; "
     "all others are passed on "
     "to the server unchanged (kvrazor serve --help-server lists them).";
 constexpr char kExamples[] =
     "EXAMPLES\n"
-    "  kvrazor serve -m model.gguf --port 8080\n"
+    "  kvrazor serve -m model.gguf --port 8080        then open http://127.0.0.1:8080\n"
     "  kvrazor serve -m model.gguf -c 65536 -np 4 --recipe oscar --require\n"
     "  curl http://127.0.0.1:8080/v1/chat/completions -d "
     "'{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n\n"
     "EXIT STATUS\n"
-    "  that of the server (0 after Ctrl-C); 1 the cache cannot be attached or the model is damaged; 2 wrong usage.";
+    "  that of the server (0 after Ctrl-C); 1 the cache cannot be attached or the model is damaged; 2 wrong usage; "
+    "3 --require and a layer stays in 16 bits.";
 
 struct Options {
   std::string recipe = "razor-2";
@@ -73,7 +77,34 @@ Options Parse(const std::vector<std::string>& arguments) {
   if (!options.model) {
     if (const char* model = std::getenv("LLAMA_ARG_MODEL"); model && *model) options.model = model;
   }
+  if (const char* require = std::getenv("KVRAZOR_REQUIRE"); require && *require && std::string_view(require) != "0")
+    options.require = true;
   return options;
+}
+
+/// The folder of the built web page, or nothing where the server has a page of its own or the user chose another way.
+std::optional<std::string> ServerPage([[maybe_unused]] const std::vector<std::string>& arguments) {
+#ifdef LLAMA_UI_HAS_ASSETS
+  return std::nullopt;
+#else
+  namespace fs = std::filesystem;
+  for (const std::string& argument : arguments) {
+    if (argument == "--path" || argument == "--no-ui" || argument == "--no-webui") return std::nullopt;
+  }
+  if (std::getenv("LLAMA_ARG_STATIC_PATH")) return std::nullopt;
+  std::error_code error;
+  const fs::path program = fs::read_symlink("/proc/self/exe", error);
+  // Installed: PREFIX/bin/kvrazor and PREFIX/share/kvrazor; else the build's own.
+  for (const fs::path& folder :
+       {program.parent_path().parent_path() / "share/kvrazor/server_page", fs::path(KVRAZOR_SERVER_PAGE)}) {
+    if (fs::exists(folder / "index.html", error)) return folder.string();
+  }
+  fmt::print(stderr,
+             "kvrazor: no web page: it is not in '{}'. The API works (/v1, /completion). 'tools/bootstrap page' in "
+             "kvrazor's sources fetches the page; --path DIR serves another one.\n",
+             KVRAZOR_SERVER_PAGE);
+  return std::nullopt;
+#endif
 }
 
 int RunServer(std::vector<std::string> arguments) {
@@ -122,14 +153,17 @@ int ServeMain(const std::vector<std::string>& arguments) {
       passed_on.insert(passed_on.end(), {option, cache.name});
   }
   fmt::print(stderr, "kvrazor: KV cache '{}'{}\n", cache.name, cache.packed ? "" : " (llama.cpp's own)");
-#ifndef LLAMA_UI_HAS_ASSETS
-  fmt::print(stderr,
-             "kvrazor: this build has no web page: its llama.cpp sources hold the page's source code only, not the "
-             "built page. The API works: /v1, "
-             "/completion. For the page, build with -DKVRAZOR_LLAMA_SOURCE_DIR=<a llama.cpp checkout whose tools/ui is "
-             "built>.\n");
-#endif
-  return RunServer(std::move(passed_on));
+  if (const std::optional<std::string> page = ServerPage(passed_on)) {
+    passed_on.insert(passed_on.end(), {"--path", *page});
+  }
+  const int status = RunServer(std::move(passed_on));
+  kvrazor_ggml_stats stats = {};
+  kvrazor_ggml_get_stats(&stats);
+  if (status != 0 && stats.refused_contexts > 0) {
+    throw RequirementError("--require: not every layer can be packed with '" + cache.name +
+                           "' (the reason is above). Leave --require out to keep those layers in 16 bits.");
+  }
+  return status;
 }
 
 }  // namespace kvrazor::apps

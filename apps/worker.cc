@@ -190,6 +190,12 @@ int WorkerMain() {
       value = CompareJob(job, progress);
     else if (kind == "bench")
       value = BenchJob(job, progress);
+    else if (kind == "accuracy")
+      value = AccuracyJob(job, progress);
+    else if (kind == "analyze")
+      value = AnalyzeJob(job, progress);
+    else if (kind == "answers")
+      value = AnswersJob(job, progress);
     else if (kind == "explain")
       value = ExplainJob(job, progress);
     else

@@ -99,12 +99,13 @@ void ReferenceFile::Read(int64_t position_index, std::span<float> log_probs) con
   }
 }
 
-Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens,
-                          std::span<const int64_t> positions, ReferenceFile& reference, bool is_reference,
-                          const std::function<void(int64_t)>& progress) {
+std::vector<PositionAgreement> MeasurePositions(llama_context* context, std::span<const llama_token> tokens,
+                                                std::span<const int64_t> positions, ReferenceFile* reference,
+                                                ReferenceUse use, const std::function<void(int64_t)>& progress) {
   const size_t vocabulary = static_cast<size_t>(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context))));
-  std::vector<float> log_probs(vocabulary), reference_log_probs(vocabulary);
-  AgreementMeter meter;
+  std::vector<float> log_probs(vocabulary);
+  std::vector<float> reference_log_probs(use == ReferenceUse::kNone ? 0 : vocabulary);
+  std::vector<PositionAgreement> result;
   Batch batch(kAccuracyBatch);
   size_t next_position = 0;  // index into positions
   for (int64_t begin = 0; begin < std::ssize(tokens) && next_position < positions.size(); begin += kAccuracyBatch) {
@@ -125,13 +126,13 @@ Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> t
       if (!logits) throw Error(fmt::format("llama.cpp computed no logits for token {}.", p));
       LogSoftmax({logits, vocabulary}, log_probs);
       const int64_t index = static_cast<int64_t>(next_position);
-      if (is_reference) reference.Write(index, log_probs);
-      reference.Read(index, reference_log_probs);
-      meter.Add(reference_log_probs, log_probs, tokens[static_cast<size_t>(p + 1)]);
+      if (use == ReferenceUse::kWrite) reference->Write(index, log_probs);
+      if (use != ReferenceUse::kNone) reference->Read(index, reference_log_probs);
+      result.push_back(ComparePosition(p, reference_log_probs, log_probs, tokens[static_cast<size_t>(p + 1)]));
     }
     if (progress) progress(end);
   }
-  return meter.Result();
+  return result;
 }
 
 }  // namespace kvrazor::eval

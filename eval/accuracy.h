@@ -43,10 +43,17 @@ class ReferenceFile {
   bool owned_ = false;
 };
 
-/// Runs the tokens through the context (empty, with a batch of kAccuracyBatch) and compares at `positions`, ascending. With
-/// `is_reference` the log-probabilities are written to the file first, so the result is the reference's own perplexity.
-Agreement MeasureAccuracy(llama_context* context, std::span<const llama_token> tokens,
-                          std::span<const int64_t> positions, ReferenceFile& reference, bool is_reference,
-                          const std::function<void(int64_t)>& progress);
+/// How MeasurePositions uses the reference file.
+enum class ReferenceUse {
+  kNone,     ///< perplexity alone
+  kWrite,    ///< this is the reference
+  kCompare,  ///< compare with what was written before
+};
+
+/// Runs the tokens through the context (empty, with a batch of kAccuracyBatch) and looks at `positions`, ascending.
+/// `reference` may be null with kNone only. What is written is read back, so kWrite gives a divergence of 0.
+std::vector<PositionAgreement> MeasurePositions(llama_context* context, std::span<const llama_token> tokens,
+                                                std::span<const int64_t> positions, ReferenceFile* reference,
+                                                ReferenceUse use, const std::function<void(int64_t)>& progress);
 
 }  // namespace kvrazor::eval

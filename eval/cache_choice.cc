@@ -1,5 +1,6 @@
 #include "eval/cache_choice.h"
 
+#include <algorithm>
 #include <array>
 
 #include "kvrazor/error.h"
@@ -33,12 +34,50 @@ CacheChoice ParseCacheChoice(std::string_view text) {
   return {.name = std::string(text), .packed = true, .recipe = std::string(recipe), .type = GGML_TYPE_F16};
 }
 
+std::vector<std::string> SplitCacheNames(std::string_view text) {
+  std::vector<std::string> names;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t first_comma = std::min(text.find(',', begin), text.size());
+    size_t end = first_comma;
+    for (size_t comma = first_comma; comma <= text.size(); comma = std::min(text.find(',', comma + 1), text.size())) {
+      try {
+        ParseCacheChoice(text.substr(begin, comma - begin));
+        end = comma;
+      } catch (const Error&) {
+        // It may still mean something together with what follows the comma.
+      }
+      if (comma == text.size()) break;
+    }
+    const std::string name(text.substr(begin, end - begin));
+    ParseCacheChoice(name);
+    if (std::find(names.begin(), names.end(), name) != names.end())
+      throw Error("the cache '" + name + "' is named twice.");
+    names.push_back(name);
+    begin = end + 1;
+  }
+  return names;
+}
+
 bool HavePlugin() {
 #ifdef KVRAZOR_HAVE_GGML_PLUGIN
   return true;
 #else
   return false;
 #endif
+}
+
+CacheChoice ForLayers(const CacheChoice& choice, int num_layers) {
+  if (!choice.packed) return choice;
+  const Recipe recipe = LoadRecipe(choice.recipe);
+  if (!recipe.depends_on_num_layers()) return choice;
+  const Recipe by_index = recipe.ForModel(num_layers);
+  CacheChoice resolved = choice;
+  resolved.recipe = ToText(by_index);
+  if (ParseRecipe(resolved.recipe) != by_index) {
+    throw Error("the recipe '" + choice.recipe +
+                "' sets what text cannot say and layers by their share of the model's; name its layers by index.");
+  }
+  return resolved;
 }
 
 void UseCache(const CacheChoice& choice, bool require) {

@@ -45,25 +45,50 @@ double Quantile(std::vector<double> values, double q) {
   return values[below] + share * (values[above] - values[below]);
 }
 
-void AgreementMeter::Add(std::span<const float> reference_log_probs, std::span<const float> log_probs, int64_t next) {
-  if (reference_log_probs.size() != log_probs.size() || next < 0 || next >= std::ssize(log_probs))
+PositionAgreement ComparePosition(int64_t position, std::span<const float> reference_log_probs,
+                                  std::span<const float> log_probs, int64_t next) {
+  const bool has_reference = !reference_log_probs.empty();
+  if ((has_reference && reference_log_probs.size() != log_probs.size()) || next < 0 || next >= std::ssize(log_probs))
     throw Error(
-        "AgreementMeter: the distributions cover different vocabularies, or the next token lies outside of them.");
-  klds_.push_back(KlDivergence(reference_log_probs, log_probs));
-  nll_sum_ -= log_probs[static_cast<size_t>(next)];
-  same_top1_ += ArgMax(reference_log_probs) == ArgMax(log_probs);
+        "ComparePosition: the distributions cover different vocabularies, or the next token lies outside of them.");
+  PositionAgreement result{.position = position, .nll = -double{log_probs[static_cast<size_t>(next)]}};
+  if (has_reference) {
+    result.kld = KlDivergence(reference_log_probs, log_probs);
+    result.same_top1 = ArgMax(reference_log_probs) == ArgMax(log_probs);
+  }
+  return result;
 }
 
-Agreement AgreementMeter::Result() const {
-  if (klds_.empty()) throw Error("AgreementMeter: no position was compared; at least one is needed.");
+Agreement Summarize(std::span<const PositionAgreement> positions) {
+  if (positions.empty()) throw Error("Summarize: no position was compared; at least one is needed.");
   Agreement result;
-  result.positions = std::ssize(klds_);
+  result.positions = std::ssize(positions);
   const double count = static_cast<double>(result.positions);
-  result.ppl = std::exp(nll_sum_ / count);
-  for (const double kld : klds_) result.kld_mean += kld / count;
-  result.kld_median = Quantile(klds_, 0.5);
-  result.kld_p99 = Quantile(klds_, 0.99);
-  result.same_top1 = static_cast<double>(same_top1_) / count;
+  std::vector<double> klds;
+  double nll_mean = 0;
+  int64_t same_top1 = 0;
+  for (const PositionAgreement& p : positions) {
+    klds.push_back(p.kld);
+    nll_mean += p.nll / count;
+    result.kld_mean += p.kld / count;
+    same_top1 += p.same_top1;
+  }
+  result.same_top1 = static_cast<double>(same_top1) / count;
+  double nll_squares = 0, kld_squares = 0;
+  for (const PositionAgreement& p : positions) {
+    nll_squares += (p.nll - nll_mean) * (p.nll - nll_mean);
+    kld_squares += (p.kld - result.kld_mean) * (p.kld - result.kld_mean);
+  }
+  if (positions.size() > 1) {
+    result.nll_se = std::sqrt(nll_squares / (count - 1) / count);
+    result.kld_se = std::sqrt(kld_squares / (count - 1) / count);
+  }
+  result.ppl = std::exp(nll_mean);
+  result.worst_index = std::max_element(klds.begin(), klds.end()) - klds.begin();
+  result.kld_max = klds[static_cast<size_t>(result.worst_index)];
+  result.kld_median = Quantile(klds, 0.5);
+  result.kld_p99 = Quantile(klds, 0.99);
+  result.kld_p999 = Quantile(klds, 0.999);
   return result;
 }
 

@@ -24,28 +24,34 @@ int64_t ArgMax(std::span<const float> x);
 /// Throws Error if there are none.
 double Quantile(std::vector<double> values, double q);
 
+/// Two caches compared at one position.
+struct PositionAgreement {
+  int64_t position = 0;   ///< of the last token read; what comes after it is predicted
+  double nll = 0;         ///< negative log-likelihood of the text's own next token, nats
+  double kld = 0;         ///< nats, from the reference to the cache compared
+  bool same_top1 = true;  ///< both have the same most likely token
+};
+
+/// next: the token that follows in the text. Both spans cover the vocabulary; an empty reference leaves kld and same_top1 as
+/// they are. Throws Error if the spans differ in length or the token lies outside of them.
+PositionAgreement ComparePosition(int64_t position, std::span<const float> reference_log_probs,
+                                  std::span<const float> log_probs, int64_t next);
+
 /// What comparing two caches at many positions comes to.
 struct Agreement {
   int64_t positions = 0;
-  double ppl = 0;       ///< exp of the mean negative log-likelihood of the text's own next token
+  double ppl = 0;     ///< exp of the mean negative log-likelihood of the text's own next token
+  double nll_se = 0;  ///< standard error of that mean, positions taken as independent: about the relative error of ppl
   double kld_mean = 0;  ///< nats, from the reference to the cache compared
+  double kld_se = 0;    ///< standard error of kld_mean, positions taken as independent
   double kld_median = 0;
   double kld_p99 = 0;
-  double same_top1 = 0;  ///< share of positions, in [0, 1], where both have the same most likely token
+  double kld_p999 = 0;
+  double kld_max = 0;
+  int64_t worst_index = 0;  ///< which of the positions has kld_max
+  double same_top1 = 0;     ///< share of positions, in [0, 1], where both have the same most likely token
 };
-
-/// Collects one position after another.
-class AgreementMeter {
- public:
-  /// next: the token that follows in the text. All spans cover the vocabulary.
-  void Add(std::span<const float> reference_log_probs, std::span<const float> log_probs, int64_t next);
-  /// Throws Error before the first Add.
-  Agreement Result() const;
-
- private:
-  std::vector<double> klds_;
-  double nll_sum_ = 0;
-  int64_t same_top1_ = 0;
-};
+/// Throws Error if there is no position.
+Agreement Summarize(std::span<const PositionAgreement> positions);
 
 }  // namespace kvrazor::eval

@@ -84,13 +84,16 @@ ContextPtr MakeContext(llama_model* model, const CacheChoice& cache, const Conte
   params.type_k = cache.type;
   params.type_v = cache.type;
   params.no_perf = true;
-  UseCache(cache, options.require);
+  params.cb_eval = options.on_node;
+  params.cb_eval_user_data = options.on_node_data;
+  const CacheChoice resolved = ForLayers(cache, llama_model_n_layer(model));
+  UseCache(resolved, options.require);
   ContextPtr context(llama_init_from_model(model, params));
   if (context) return context;
   const std::string problems = RecentProblems();
   if (options.require) {
     // Without the requirement it works: then that was the reason.
-    UseCache(cache, /*require=*/false);
+    UseCache(resolved, /*require=*/false);
     if (ContextPtr(llama_init_from_model(model, params)))
       throw NotPackedError(fmt::format(
           "--require: not every layer can be packed with '{}':\n{}Leave --require out to keep those layers in 16 bits, "
@@ -109,9 +112,9 @@ KvUsage MeasureKv(llama_context* context, const CacheChoice& cache) {
   if (cache.packed) {
     kvrazor_ggml_stats stats = {};
     kvrazor_ggml_get_stats(&stats);
-    usage.bytes = stats.total_bytes;
+    usage.bytes = stats.peak_bytes;
     usage.sealed_bytes = stats.packed_bytes;
-    usage.staging_bytes = stats.staging_peak_bytes;
+    usage.staging_bytes = stats.staging_bytes;
     usage.sink_bytes = stats.exact_bytes;
     usage.table_bytes = stats.table_bytes;
     usage.unpacked_bytes = stats.other_bytes;

@@ -36,7 +36,9 @@ struct ContextOptions {
   int batch = 512;      ///< tokens computed at once
   int outputs = 1;      ///< most positions of a batch whose logits are asked for
   int threads = 1;
-  bool require = false;  ///< no layer may stay in 16 bits
+  bool require = false;                                ///< no layer may stay in 16 bits
+  ggml_backend_sched_eval_callback on_node = nullptr;  ///< sees every node of the graph (slow)
+  void* on_node_data = nullptr;
 };
 /// Makes a context with flash attention and the cache. Throws NotPackedError if `require` is what prevents it, or Error; both
 /// with llama.cpp's messages.
@@ -44,9 +46,9 @@ ContextPtr MakeContext(llama_model* model, const CacheChoice& cache, const Conte
 
 /// What the context's KV cache takes.
 struct KvUsage {
-  int64_t bytes = 0;               ///< everything: windows, staging and tables too
-  int64_t sealed_bytes = 0;        ///< of these, sealed pages
-  int64_t staging_bytes = 0;       ///< 16-bit pages, the most ever held: windows, pages being filled, a batch in flight
+  int64_t bytes = 0;               ///< the most there ever was of everything: windows, staging and tables too
+  int64_t sealed_bytes = 0;        ///< now: sealed pages
+  int64_t staging_bytes = 0;       ///< 16-bit rows: windows, pages being filled
   int64_t sink_bytes = 0;          ///< first tokens in 16 bits
   int64_t table_bytes = 0;         ///< page tables, second moments of the queries
   int64_t unpacked_bytes = 0;      ///< cache tensors that llama.cpp keeps itself

@@ -10,6 +10,7 @@
 #include "reference/dequantize.h"
 #include "reference/rotate.h"
 #include "reference/seal_affine.h"
+#include "reference/seal_codebook.h"
 #include "reference/seal_razor_key.h"
 #include "reference/seal_razor_value.h"
 #include "reference/second_moment.h"
@@ -38,6 +39,7 @@ class Float64Backend final : public Backend {
     switch (layout.recipe.codec) {
       case Codec::kF16: throw Error("seal: 16-bit pages are never sealed; keep their rows.");
       case Codec::kAffine: return SealAffine(layout, Rows(layout, rows), exact, page);
+      case Codec::kCodebook: return SealCodebook(layout, Rows(layout, rows), exact, page);
       case Codec::kRazorKey: return SealRazorKey(layout, Rows(layout, rows), exact, moment, page);
       case Codec::kRazorValue: return SealRazorValue(layout, Rows(layout, rows), exact, page);
     }
@@ -54,10 +56,17 @@ class Float64Backend final : public Backend {
   void AddQueries(SecondMoment& moment, const QueryRows& q, int qo_len, int num_qo_heads, int stride) const override {
     const HeadShape shape = moment.shape();
     const std::vector<Sum> added = QueryMoment(shape, q, qo_len, num_qo_heads, stride);
-    float* values = moment.head(0);
-    for (size_t i = 0; i < added.size(); ++i) values[i] = static_cast<float>(values[i] + added[i].value);
-    moment.set_count(moment.count() + QueryCount(shape, q, qo_len, num_qo_heads, stride));
+    const size_t values = static_cast<size_t>(shape.head_dim) * static_cast<size_t>(shape.head_dim);
+    std::vector<float> square(values);
+    for (int h = 0; h < shape.num_kv_heads; ++h) {
+      for (size_t i = 0; i < values; ++i)
+        square[i] = static_cast<float>(added[static_cast<size_t>(h) * values + i].value);
+      moment.Add(h, square.data());
+    }
+    moment.AddCount(QueryCount(shape, q, qo_len, num_qo_heads, stride));
   }
+
+  WorkspaceBytes Workspace(const LayerFormat&, int) const override { return {}; }
 
   void Attend(const AttendArgs& args, Executor& executor) const override {
     CheckAttendArgs(args);

@@ -16,8 +16,8 @@ struct Position {
   int shift;
 };
 
-Position Find(const PageLayout& layout, int head, int token, int channel) {
-  const int bits = layout.recipe.bits;
+/// Where `bits` of a code lie among rows of that width that start at `at`.
+Position Find(const PageLayout& layout, int head, int token, int channel, int64_t at, int bits) {
   const int lane = layout.side == Side::kKey ? token : channel;
   const int k = layout.side == Side::kKey ? channel : token;
   const int num_k = layout.side == Side::kKey ? layout.shape.head_dim : kPageTokens;
@@ -25,7 +25,7 @@ Position Find(const PageLayout& layout, int head, int token, int channel) {
   const int k_per_row = 4 * fields_per_byte;
   const int64_t row = int64_t{lane / 16} * (num_k / k_per_row) + k / k_per_row;
   const int within = k % k_per_row;
-  const int64_t in_head = layout.codes_at + row * 64 + (lane % 16) * 4 + within % 4;
+  const int64_t in_head = at + row * 64 + (lane % 16) * 4 + within % 4;
   return {layout.heads_at + head * layout.head_bytes + in_head, (within / 4) * bits};
 }
 
@@ -45,15 +45,25 @@ int64_t At(const PageLayout& layout, int head, int64_t at) { return layout.heads
 
 }  // namespace
 
+// 3-bit codes: the low two bits in rows of two, the high bit in rows of one.
 int GetCode(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
-  const Position p = Find(layout, head, token, channel);
-  return (std::to_integer<int>(page[p.byte]) >> p.shift) % (1 << layout.recipe.bits);
+  const auto field = [&](int64_t at, int bits) {
+    const Position p = Find(layout, head, token, channel, at, bits);
+    return (std::to_integer<int>(page[p.byte]) >> p.shift) % (1 << bits);
+  };
+  if (layout.recipe.bits != 3) return field(layout.codes_at, layout.recipe.bits);
+  return field(layout.codes_at, 2) + 4 * field(layout.high_codes_at, 1);
 }
 
 void SetCode(const PageLayout& layout, std::byte* page, int head, int token, int channel, int code) {
-  const Position p = Find(layout, head, token, channel);
-  const int mask = ((1 << layout.recipe.bits) - 1) << p.shift;
-  page[p.byte] = static_cast<std::byte>((std::to_integer<int>(page[p.byte]) & ~mask) | (code << p.shift));
+  const auto set_field = [&](int64_t at, int bits, int value) {
+    const Position p = Find(layout, head, token, channel, at, bits);
+    const int mask = ((1 << bits) - 1) << p.shift;
+    page[p.byte] = static_cast<std::byte>((std::to_integer<int>(page[p.byte]) & ~mask) | (value << p.shift));
+  };
+  if (layout.recipe.bits != 3) return set_field(layout.codes_at, layout.recipe.bits, code);
+  set_field(layout.codes_at, 2, code % 4);
+  set_field(layout.high_codes_at, 1, code / 4);
 }
 
 uint16_t GetU16(const PageLayout& layout, const std::byte* page, int head, int64_t at, int64_t index) {

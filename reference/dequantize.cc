@@ -5,14 +5,16 @@
 #include "reference/codes.h"
 #include "reference/half.h"
 #include "reference/rotate.h"
+#include "reference/seal_codebook.h"
 
 namespace kvrazor::reference {
 namespace {
 
 Sum ReadAffine(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
   const int size = layout.recipe.group_size;
-  const int64_t group = layout.side == Side::kKey ? int64_t{token / size} * layout.shape.head_dim + channel
-                                                  : int64_t{channel / size} * kPageTokens + token;
+  const int64_t group = layout.recipe.axis == Axis::kPerChannel
+                            ? int64_t{token / size} * layout.shape.head_dim + channel
+                            : int64_t{channel / size} * kPageTokens + token;
   const double scale = DecodeF16(GetU16(layout, page, head, layout.scale_at, group));
   const double offset = DecodeF16(GetU16(layout, page, head, layout.offset_at, group));
   const double norm = layout.token_scale_at >= 0 ? DecodeF16(GetTokenScale(layout, page, token)) : 1.0;
@@ -27,16 +29,20 @@ Sum ReadRazorKey(const PageLayout& layout, const std::byte* page, int head, int 
   const double base = GetHeadScalar(layout, page, head, 1);
   const double scale = DecodeE3M5(GetU8(layout, page, head, layout.scale_at, token), base);
   const double middle_code = 0.5 * ((1 << layout.recipe.bits) - 1);
+  const double factor =
+      layout.recipe.rank_one_mean ? DecodeF16(GetU16(layout, page, head, layout.mean_factor_at, token)) : 1.0;
   Sum x;
-  x.Add(mean * static_cast<double>(GetHeadScalar(layout, page, head, 0)));
+  x.Add(factor * mean * static_cast<double>(GetHeadScalar(layout, page, head, 0)));
   x.Add(scale * (GetCode(layout, page, head, token, channel) - middle_code));
   return x;
 }
 
 Sum ReadRazorValue(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
   const double norm = DecodeE5M3(GetU8(layout, page, head, layout.norm_at, token));
-  const double scale = DecodeE5M3(GetU8(layout, page, head, layout.scale_at, channel));
-  const int centre = static_cast<int8_t>(GetU8(layout, page, head, layout.centre_at, channel));
+  const int tokens = layout.recipe.group_size > 0 ? layout.recipe.group_size : kPageTokens;
+  const int64_t index = int64_t{token / tokens} * layout.shape.head_dim + channel;
+  const double scale = DecodeE5M3(GetU8(layout, page, head, layout.scale_at, index));
+  const int centre = static_cast<int8_t>(GetU8(layout, page, head, layout.centre_at, index));
   const double middle_code = 0.5 * ((1 << layout.recipe.bits) - 1);
   Sum x;
   x.Add(norm * scale * centre / 8);
@@ -45,10 +51,22 @@ Sum ReadRazorValue(const PageLayout& layout, const std::byte* page, int head, in
   return x;
 }
 
+Sum ReadCodebook(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
+  static const GridLevels grids[] = {CodebookLevels(2), CodebookLevels(3), CodebookLevels(4)};
+  const GridLevels& grid = grids[layout.recipe.bits - 2];
+  const double norm = DecodeF16(GetU16(layout, page, head, layout.norm_at, token));
+  const int code = GetCode(layout, page, head, token, channel);
+  Sum x;  // kernels add up steps and take the middle off
+  x.Add(norm * (grid.levels[static_cast<size_t>(code)] + grid.levels.back()));
+  x.Add(-norm * grid.levels.back());
+  return x;
+}
+
 Sum ReadStored(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
   switch (layout.recipe.codec) {
     case Codec::kF16: break;  // never sealed
     case Codec::kAffine: return ReadAffine(layout, page, head, token, channel);
+    case Codec::kCodebook: return ReadCodebook(layout, page, head, token, channel);
     case Codec::kRazorKey: return ReadRazorKey(layout, page, head, token, channel);
     case Codec::kRazorValue: return ReadRazorValue(layout, page, head, token, channel);
   }

@@ -38,7 +38,13 @@ AffineFit FitAffine(const std::vector<double>& values, const SideRecipe& recipe)
   const double most = *std::max_element(values.begin(), values.end());
   fit.offset = least;
   if (recipe.zero_point == ZeroPoint::kFloatMin) fit.offset = DecodeF16(EncodeFiniteF16(least));
-  const double scale = (most - least) / ((1 << recipe.bits) - 1);
+  const double clip = recipe.clip_percent / 100.0;
+  const bool with_zero = recipe.zero_point == ZeroPoint::kRoundedWithZero;
+  const double low = clip * (with_zero ? std::min(least, 0.0) : least);
+  const double high = clip * (with_zero ? std::max(most, 0.0) : most);
+  double scale = (high - low) / ((1 << recipe.bits) - 1);
+  if (recipe.zero_point == ZeroPoint::kSymmetric)
+    scale = clip * std::max(std::abs(least), std::abs(most)) / ((1 << (recipe.bits - 1)) - 1);
   const double stored_scale = DecodeF16(EncodeFiniteF16(scale));
   if (stored_scale == 0) return fit;
   if (recipe.zero_point == ZeroPoint::kFloatMin) {
@@ -46,7 +52,7 @@ AffineFit FitAffine(const std::vector<double>& values, const SideRecipe& recipe)
     return fit;
   }
   fit.scale = scale;
-  fit.zero_unrounded = -least / fit.scale;
+  fit.zero_unrounded = recipe.zero_point == ZeroPoint::kSymmetric ? 1 << (recipe.bits - 1) : -low / fit.scale;
   fit.zero = RoundHalfEven(fit.zero_unrounded);
   fit.offset = -fit.zero * fit.scale;
   return fit;
@@ -78,9 +84,8 @@ uint16_t StoredTokenNorm(double norm) {
 void SealAffine(const PageLayout& layout, const Rows& rows, const TokenMask& exact, std::byte* page) {
   const int dim = layout.shape.head_dim;
   const int size = layout.recipe.group_size;
-  const bool keys = layout.side == Side::kKey;
-  if (keys != (layout.recipe.axis == Axis::kPerChannel))
-    throw Error("seal: affine keys are grouped per channel, values per token.");
+  const bool per_channel = layout.recipe.axis == Axis::kPerChannel;
+  if (per_channel && layout.side == Side::kValue) throw Error("seal: affine values are grouped per token.");
 
   std::vector<double> norm(kPageTokens, 1.0);
   if (layout.token_scale_at >= 0) {
@@ -91,16 +96,16 @@ void SealAffine(const PageLayout& layout, const Rows& rows, const TokenMask& exa
     }
   }
   for (int h = 0; h < layout.shape.num_kv_heads; ++h) {
-    const int num_lines = keys ? dim : kPageTokens;  // channels, or tokens
-    const int along = keys ? kPageTokens : dim;
+    const int num_lines = per_channel ? dim : kPageTokens;  // channels, or tokens
+    const int along = per_channel ? kPageTokens : dim;
     for (int line = 0; line < num_lines; ++line) {
       for (int first = 0; first < along; first += size) {
         Group group;
         group.index =
             int64_t{first / size} * num_lines + line;  // [128 / group_size][head_dim] or [head_dim / group_size][128]
         for (int i = first; i < first + size; ++i) {
-          const int token = keys ? i : line;
-          const int channel = keys ? line : i;
+          const int token = per_channel ? i : line;
+          const int channel = per_channel ? line : i;
           if (exact.Test(token)) continue;
           group.tokens.push_back(token);
           group.channels.push_back(channel);

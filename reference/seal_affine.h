@@ -1,8 +1,11 @@
 // Sealing a page with the affine codec: groups of values with a 16-bit scale and offset, x = scale * code + offset.
-// Keys: a group is group_size consecutive tokens of one channel; values: group_size consecutive channels of one token.
+// Per channel: a group is group_size consecutive tokens of one channel; per token: group_size consecutive channels of one token.
 //   kFloatMin (A)  offset = f16(min), scale = f16((max - min) / L), code = clamp(rne((x - offset) / scale), 0, L)
 //   kRounded (B)   scale = (max - min) / L, zero = rne(-min / scale), code = clamp(rne(x / scale + zero), 0, L);
 //                  stored f16(scale) and f16(-zero * scale)
+//   kRoundedWithZero (B0)  B with min <- min(min, 0), max <- max(max, 0)
+//   kSymmetric     scale = max |x| / (2^(bits-1) - 1), zero = 2^(bits-1); then as B
+// The last three first multiply both ends of the range (max |x|) by clip_percent / 100.
 // L = 2^bits - 1. Where f16(scale) is 0 (values all equal, or too close for it): offset = f16(min), codes 0. A group of
 // which no token counts: all 0. 16-bit parameters saturate at the largest finite value. Exact tokens enter no minimum
 // or maximum; their codes, and parameters of groups of theirs alone (values), are 0, their token norms 1.

@@ -55,14 +55,16 @@ SealedKey SealToken(const std::vector<double>& r, const Matrix& metric, const Ma
 Matrix SealMetric(const SecondMoment* moment, int head, int head_dim) {
   Matrix metric(head_dim);
   double trace = 0;
+  std::vector<float> square;
   if (moment && !moment->empty()) {
-    for (int i = 0; i < head_dim; ++i) trace += moment->head(head)[i * head_dim + i];
+    square = moment->Square(head);
+    for (int i = 0; i < head_dim; ++i) trace += square[i * head_dim + i];
   }
   const bool seen = trace > 0 && std::isfinite(trace);
   for (int i = 0; i < head_dim; ++i) {
     for (int j = 0; j < head_dim; ++j) {
       const double identity = i == j ? 1.0 : 0.0;
-      metric(i, j) = seen ? moment->head(head)[i * head_dim + j] + kDamping * (trace / head_dim) * identity : identity;
+      metric(i, j) = seen ? square[i * head_dim + j] + kDamping * (trace / head_dim) * identity : identity;
     }
   }
   return metric;
@@ -108,6 +110,16 @@ std::vector<double> PageMean(const PageLayout& layout, const Rows& rows, const T
     mean[c] /= num_tokens;
   }
   return mean;
+}
+
+double MeanFactor(const std::vector<double>& y, const std::vector<double>& mean) {
+  double along = 0;
+  double square = 0;
+  for (size_t c = 0; c < y.size(); ++c) {
+    along += y[c] * mean[c];
+    square += mean[c] * mean[c];
+  }
+  return square > 0 ? along / square : 0.0;
 }
 
 std::vector<ScaleCandidate> RazorScaleCandidates(const std::vector<double>& r, int bits) {
@@ -172,7 +184,13 @@ void SealRazorKey(const PageLayout& layout, const Rows& rows, const TokenMask& e
     for (int t = 0; t < kPageTokens; ++t) {
       if (exact.Test(t)) continue;
       std::vector<double> r = rows.Row(t, h);
-      for (int c = 0; c < dim; ++c) r[c] -= mean[c];
+      double factor = 1;
+      if (layout.recipe.rank_one_mean) {
+        const uint16_t stored = EncodeFiniteF16(MeanFactor(r, mean) + 0.0);
+        SetU16(layout, page, h, layout.mean_factor_at, t, stored);
+        factor = DecodeF16(stored);
+      }
+      for (int c = 0; c < dim; ++c) r[c] -= factor * mean[c];
       const SealedKey key = SealToken(r, metric, weights, bits);
       scales[t] = key.scale;
       for (int c = 0; c < dim; ++c) SetCode(layout, page, h, t, c, key.codes[c]);

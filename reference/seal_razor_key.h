@@ -1,7 +1,8 @@
 // Sealing a page of razor keys. Per kv head, y_t the rotated keys, L = 2^bits - 1, level l(code) = code - L/2:
 //   1. mean   m_c = mean of y over the tokens that are not exact; mean_scale = f32(max |m| / 32767), stored
 //             rne(m / mean_scale)
-//   2. r_t    = y_t - stored mean
+//   2. r_t    = y_t - a_t stored mean; a_t = 1, or with rank_one_mean the stored f16(<y_t, m> / <m, m>), m the stored
+//             mean, 0 where <m, m> is 0
 //   3. s_t    start 2 c max|r| / L for c = 1, .9, .. .6 (more than 2 bits: .. .8); two rounds of {codes of r / s;
 //             s = <r, l> / <l, l>}; the s of least |r - s l|^2 (with the codes it came from), the first of equals
 //   4. codes  for c = 0 .. D-1: x = r_c + sum_{i<c} W_ic e_i, code = clamp(rne(x / s + L/2), 0, L),
@@ -9,7 +10,7 @@
 //   5. gain   g = r^T A r / r^T A r^, r^ = s l(codes), clamped to [0.7, 1.6]; 1 where r^T A r^ is not positive
 //   6. stored s' = g s as e3m5 with base = 2^floor(log2(max of s' over the page and head))
 // A is the identity while no query has been seen (M missing, empty, or without a positive, finite trace).
-// r = 0: s' = 0, codes 0. Every s' of a head 0: base 0. Exact tokens: s' 0, codes 0; they take part in nothing.
+// r = 0: s' = 0, codes 0. Every s' of a head 0: base 0. Exact tokens: a 0, s' 0, codes 0; they take part in nothing.
 #pragma once
 
 #include <cstddef>
@@ -43,6 +44,9 @@ double Product(const Matrix& metric, const std::vector<double>& x, const std::ve
 
 /// Step 1 without rounding.
 std::vector<double> PageMean(const PageLayout& layout, const Rows& rows, const TokenMask& exact, int head);
+
+/// a_t of step 2 with rank_one_mean, before it is stored.
+double MeanFactor(const std::vector<double>& y, const std::vector<double>& mean);
 
 /// One round of step 3: a scale and the squared error with the codes that it was fitted to.
 struct ScaleCandidate {

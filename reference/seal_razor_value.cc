@@ -40,7 +40,8 @@ LineCandidate Regress(const std::vector<double>& u, const std::vector<int>& code
   return fit;
 }
 
-void SealChannel(const PageLayout& layout, int head, int channel, const std::vector<int>& tokens,
+/// The values of one channel over the tokens of group `group`.
+void SealChannel(const PageLayout& layout, int head, int group, int channel, const std::vector<int>& tokens,
                  const std::vector<double>& u, std::byte* page) {
   const int bits = layout.recipe.bits;
   const double middle_code = 0.5 * ((1 << bits) - 1);
@@ -53,8 +54,9 @@ void SealChannel(const PageLayout& layout, int head, int channel, const std::vec
   const double scale = DecodeE5M3(stored);
   if (scale == 0) return;  // the page is zero already
   const double steps = std::clamp(RoundHalfEven(kStepsPerScale * line.centre / scale), -127.0, 127.0);
-  SetU8(layout, page, head, layout.scale_at, channel, stored);
-  SetU8(layout, page, head, layout.centre_at, channel, static_cast<uint8_t>(static_cast<int8_t>(steps)));
+  const int64_t index = int64_t{group} * layout.shape.head_dim + channel;
+  SetU8(layout, page, head, layout.scale_at, index, stored);
+  SetU8(layout, page, head, layout.centre_at, index, static_cast<uint8_t>(static_cast<int8_t>(steps)));
   for (size_t i = 0; i < u.size(); ++i) {
     const double argument = (u[i] - steps * scale / kStepsPerScale) / scale + middle_code;
     SetCode(layout, page, head, tokens[i], channel, CodeOf(argument, bits));
@@ -98,21 +100,26 @@ double HeadNorm(const std::vector<double>& row) {
 }
 
 void SealRazorValue(const PageLayout& layout, const Rows& rows, const TokenMask& exact, std::byte* page) {
+  const int group_tokens = layout.recipe.group_size > 0 ? layout.recipe.group_size : kPageTokens;
   for (int h = 0; h < layout.shape.num_kv_heads; ++h) {
-    std::vector<int> tokens;
-    std::vector<double> norms;
+    std::vector<double> norms(kPageTokens);
     for (int t = 0; t < kPageTokens; ++t) {
       if (exact.Test(t)) continue;
       const uint8_t stored = EncodeE5M3(HeadNorm(rows.Row(t, h)));
       SetU8(layout, page, h, layout.norm_at, t, stored);
-      tokens.push_back(t);
-      norms.push_back(DecodeE5M3(stored));
+      norms[t] = DecodeE5M3(stored);
     }
-    if (tokens.empty()) continue;
-    for (int c = 0; c < layout.shape.head_dim; ++c) {
-      std::vector<double> u;
-      for (size_t i = 0; i < tokens.size(); ++i) u.push_back(norms[i] > 0 ? rows(tokens[i], h, c) / norms[i] : 0.0);
-      SealChannel(layout, h, c, tokens, u, page);
+    for (int first = 0; first < kPageTokens; first += group_tokens) {
+      std::vector<int> tokens;
+      for (int t = first; t < first + group_tokens; ++t) {
+        if (!exact.Test(t)) tokens.push_back(t);
+      }
+      if (tokens.empty()) continue;
+      for (int c = 0; c < layout.shape.head_dim; ++c) {
+        std::vector<double> u;
+        for (const int t : tokens) u.push_back(norms[t] > 0 ? rows(t, h, c) / norms[t] : 0.0);
+        SealChannel(layout, h, first / group_tokens, c, tokens, u, page);
+      }
     }
   }
 }

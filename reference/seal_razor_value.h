@@ -9,6 +9,7 @@
 //               |centre| / 14 gets that scale, and its centre moves up half a scale so that a code lies on the values
 //   4. stored   s_c = e5m3(scale), z = clamp(rne(8 centre / s_c), -127, 127), read back as z s_c / 8
 //   5. codes    clamp(rne((u - z s_c / 8) / s_c + L / 2), 0, L)
+// Steps 2 to 5 for each group of tokens (group_size of them, 0: the whole page).
 // s_c = 0: z = 0, codes 0. Exact tokens: codes 0, norm 0. No token left: all 0.
 #pragma once
 

@@ -147,6 +147,7 @@ typedef struct kvrazor_page_layout { /* see kvrazor/layout.h; -1: absent */
   int32_t bits, group_size;
   int32_t sink_tokens, residual_tokens;
   double bits_per_value;
+  int64_t high_codes_at, mean_factor_at; /* from the start of a head */
 } kvrazor_page_layout;
 KVRAZOR_API int kvrazor_format_layout(const kvrazor_format* format, int side, kvrazor_page_layout* layout);
 

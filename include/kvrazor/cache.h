@@ -53,7 +53,7 @@ struct CacheOptions {
   const Backend* backend = nullptr;  ///< nullptr: the CPU's; otherwise it must outlive the cache
 };
 
-/// The memory that a cache with these options allocates when it is made.
+/// The most memory that a cache with these options takes; addresses are reserved when it is made.
 struct CachePlan {
   int64_t sealed_pages = 0;
   int64_t f16_pages = 0;
@@ -65,7 +65,8 @@ struct CachePlan {
 /// Throws Error where Cache's constructor would.
 CachePlan PlanCache(const CacheOptions& options);
 
-/// Counts and bytes are exact. A page that several forks share counts once.
+/// Counts and bytes are exact. A page that several forks share counts once. 16-bit rows take memory as they are written, in
+/// whole system pages, and give it back when they are sealed, rolled back or freed.
 struct CacheStats {
   int64_t num_sequences = 0;
   int64_t num_tokens = 0;  ///< sum of kv_len; tokens shared by forks count once for each
@@ -75,14 +76,14 @@ struct CacheStats {
   int64_t f16_pages = 0, f16_pages_used = 0, f16_pages_peak = 0;
   int64_t shared_pages = 0;  ///< pages that more than one sequence reads
 
-  int64_t sealed_bytes = 0;    ///< sealed sides of the sealed pages in use
+  int64_t sealed_bytes = 0;    ///< sealed sides of the pages that are sealed
   int64_t f16_side_bytes = 0;  ///< sides of these pages that the recipe keeps in 16 bits
-  int64_t window_bytes = 0;    ///< 16-bit pages in use
+  int64_t window_bytes = 0;    ///< 16-bit rows of the pages that are not
   int64_t exact_bytes = 0;     ///< sink tokens of sealed pages, in 16 bits
   int64_t table_bytes = 0;     ///< page records, page tables, second moments
   int64_t total_bytes = 0;     ///< sum of the five above
   int64_t peak_bytes = 0;      ///< highest total_bytes so far
-  int64_t pool_bytes = 0;      ///< allocated for pages, in use or not
+  int64_t pool_bytes = 0;      ///< reserved for pages, in use or not
 
   int64_t pages_sealed = 0;  ///< since the cache was made
   int64_t pages_thawed = 0;
@@ -112,7 +113,7 @@ struct AttendOptions {
 
 class Cache {
  public:
-  /// Allocates both page pools. Throws Error if an option is impossible or the memory cannot be had.
+  /// Reserves both page pools. Throws Error if an option is impossible or the memory cannot be had.
   explicit Cache(const CacheOptions& options);
   ~Cache();
   Cache(Cache&&) noexcept;

@@ -2,12 +2,14 @@
 // values) of one layer, all kv heads.
 //
 //   page:  [token_scale f16 x 128]? [head scalars f32 x 2 x num_kv_heads]? [head 0] [head 1] ...      each part 64-byte aligned
-//   head:  [codes] [parameters of the codec]
+//   head:  [codes] [high bits of 3-bit codes]? [parameters of the codec]
 //
 // Codes, 2 bits (4 bits: 2 classes instead of 4): rows of 64 bytes, lane-tile major.
 //   keys    row (tt, cb): dword lane i = token 16 tt + i;    byte b, bits [2j, 2j+2) = channel 16 cb + 4 j + b
 //   values  row (ct, tb): dword lane i = channel 16 ct + i;  byte b, bits [2j, 2j+2) = token   16 tb + 4 j + b
 // so a row is 16 lanes x 16 elements of the summed dimension ("k"), four of them side by side as 8-bit dot products want.
+// 3 bits: the two low bits of a code lie as 2-bit codes do; its high bit in rows of their own, one for two of those:
+//   keys    row (tt, cb): dword lane i = token 16 tt + i;    byte b, bit j = channel 32 cb + 4 j + b      (values alike)
 #pragma once
 
 #include <cstdint>
@@ -38,17 +40,23 @@ struct PageLayout {
 
   int64_t codes_at = 0;  ///< [lane tiles][k blocks][64]
   int64_t codes_bytes = 0;
+  int64_t high_codes_at = -1;  ///< 3 bits: [lane tiles][k / 32][64], behind the codes
   int64_t scale_at =
-      -1;  ///< affine keys f16 [128 / group_size][head_dim]; affine values f16 [head_dim / group_size][128];
-           ///< razor keys u8 e3m5 [128] (token scale s'); razor values u8 e5m3 [head_dim]
-  int64_t offset_at = -1;  ///< affine: f16, shaped like scale
-  int64_t mean_at = -1;    ///< razor keys: int16 [head_dim], value = mean * mean_scale
-  int64_t norm_at = -1;    ///< razor values: u8 e5m3 [128]
-  int64_t centre_at = -1;  ///< razor values: int8 [head_dim], centre = z * scale / 8
+      -1;  ///< affine per channel f16 [128 / group_size][head_dim]; per token f16 [head_dim / group_size][128];
+           ///< razor keys u8 e3m5 [128] (token scale s'); razor values u8 e5m3 [128 / group_size][head_dim]
+  int64_t offset_at = -1;       ///< affine: f16, shaped like scale (affine keys per token: like values)
+  int64_t mean_at = -1;         ///< razor keys: int16 [head_dim], value = mean * mean_scale
+  int64_t norm_at = -1;         ///< razor values: u8 e5m3 [128]; codebook: f16 [128]
+  int64_t mean_factor_at = -1;  ///< razor keys with rank_one_mean: f16 [128], factor of the mean
+  int64_t centre_at = -1;       ///< razor values: int8 [128 / group_size][head_dim], centre = z * scale / 8
 
   int lanes_per_tile() const { return 16; }
+  /// Bits of a code in the rows at codes_at.
+  int row_bits() const { return recipe.bits == 3 ? 2 : recipe.bits; }
   /// Elements of the summed dimension in one 64-byte row.
-  int k_per_row() const { return 4 * (8 / recipe.bits); }
+  int k_per_row() const { return 4 * (8 / row_bits()); }
+  /// Tokens that share the parameters of a razor value channel.
+  int tokens_per_group() const { return recipe.group_size > 0 ? recipe.group_size : kPageTokens; }
   /// Values along the lanes (tokens of keys, channels of values) and along the summed dimension.
   int num_lanes() const { return side == Side::kKey ? kPageTokens : shape.head_dim; }
   int num_k() const { return side == Side::kKey ? shape.head_dim : kPageTokens; }

@@ -38,6 +38,9 @@ bool ParseName(const char* name, CacheName& result) {
   return true;
 }
 
+/// "cache_s_l12": a layer with a recurrent state.
+bool IsRecurrentState(const char* name) { return std::string_view(name).starts_with("cache_s_l"); }
+
 /// The number of heads is not known yet. Of the sizes that are possible the smallest usual one takes the most bytes.
 PageLayout LikelyLayout(const SideRecipe& recipe, Side side, int64_t row_values) {
   for (const int head_dim : {64, 128, 32, 256}) {
@@ -58,13 +61,14 @@ int64_t PlannedBytes(const ggml_tensor* tensor, const CacheName& name, const Rec
   PageLayout layout;
   if (side.codec != Codec::kF16) layout = LikelyLayout(side, name.side, tensor->ne[0]);
   int64_t bytes = CacheSide::PlannedBytes(shape, recipe, layout);
-  if (side.codec == Codec::kRazorKey)
-    bytes += SecondMoment::size_values(layout.shape) * static_cast<int64_t>(sizeof(float));
+  if (side.codec == Codec::kRazorKey) bytes += SecondMoment::BytesFor(layout.shape);
   return bytes;
 }
 
 struct Pending {
   int64_t padded_bytes = 0;
+  bool is_recurrent = false;
+  bool is_named_cache = false;
   Placement placement;
 };
 // Tensors whose sizes this thread was asked for since its last allocation.
@@ -125,7 +129,9 @@ size_t NoteAllocSize(const ggml_tensor* tensor, size_t inner_bytes, size_t align
   if (tensor->op != GGML_OP_NONE || tensor->view_src || tensor->data) return inner_bytes;
   Pending pending;
   CacheName name;
-  if (ParseName(tensor->name, name)) {
+  pending.is_recurrent = IsRecurrentState(tensor->name);
+  pending.is_named_cache = ParseName(tensor->name, name);
+  if (pending.is_named_cache) {
     pending.placement = Place(tensor, *CurrentSettings(), name.side == Side::kValue && KeysArePlain(name.layer));
   }
   const size_t bytes =
@@ -145,6 +151,8 @@ AllocationVerdict JudgeAllocation(size_t bytes) {
   std::string first_reason;
   for (auto it = t_pending.rbegin(); it != t_pending.rend() && sum < static_cast<int64_t>(bytes); ++it) {
     sum += it->padded_bytes;
+    verdict.num_recurrent += it->is_recurrent;
+    verdict.recipe_is_bad |= it->is_named_cache && !CurrentSettings()->error.empty();
     if (it->placement.kind == Placement::Kind::kNotACache) continue;
     verdict.is_cache = true;
     if (it->placement.kind == Placement::Kind::kPlain) {

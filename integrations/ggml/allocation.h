@@ -29,6 +29,8 @@ size_t NoteAllocSize(const ggml_tensor* tensor, size_t inner_bytes, size_t align
 struct AllocationVerdict {
   bool is_cache = false;
   std::string refusal;
+  int num_recurrent = 0;       ///< layers with a recurrent state in place of a KV cache
+  bool recipe_is_bad = false;  ///< a KV cache that is not packed because the recipe could not be read
 };
 AllocationVerdict JudgeAllocation(size_t bytes);
 

@@ -41,7 +41,7 @@ bool kvrazor_ggml_set_recipe(const char* recipe, bool require, char* error, size
 void kvrazor_ggml_get_stats(kvrazor_ggml_stats* stats) {
   using namespace kvrazor::ggml;
   *stats = {};
-  int64_t sealed_values = 0;
+  int64_t sealed_values = 0, sealed_bytes = 0;
   ForEachCache([&](const KvCache& cache) {
     for (const auto& [index, layer] : cache.layers()) {
       ++stats->num_layers;
@@ -55,17 +55,19 @@ void kvrazor_ggml_get_stats(kvrazor_ggml_stats* stats) {
     stats->exact_bytes += b.exact;
     stats->table_bytes += b.table;
     stats->other_bytes += b.other;
+    stats->total_bytes += b.total;
+    stats->peak_bytes += b.peak;
     sealed_values += b.sealed_values;
+    sealed_bytes += b.sealed_bytes;
   });
-  stats->total_bytes =
-      stats->packed_bytes + stats->staging_peak_bytes + stats->exact_bytes + stats->table_bytes + stats->other_bytes;
   stats->bits_per_value =
-      sealed_values ? 8.0 * static_cast<double>(stats->packed_bytes) / static_cast<double>(sealed_values) : 0.0;
+      sealed_values ? 8.0 * static_cast<double>(sealed_bytes) / static_cast<double>(sealed_values) : 0.0;
   const Counters& c = GlobalCounters();
   stats->sealed_pages = c.sealed_pages;
   stats->thawed_pages = c.thawed_pages;
   stats->generic_nodes = c.generic_nodes;
   stats->state_errors = c.state_errors;
+  stats->refused_contexts = c.refused_contexts;
 }
 
 void kvrazor_ggml_reset_counters(void) { kvrazor::ggml::GlobalCounters().Reset(); }

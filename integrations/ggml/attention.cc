@@ -53,10 +53,8 @@ void ListPages(CacheSide& k, CacheSide& v, int64_t first_slot, int64_t num_keys,
   pages.clear();
   for (int64_t key = 0; key < num_keys; key += kPageTokens) {
     const int64_t p = (first_slot + key) / kPageTokens;
-    TokenMask written;
-    for (size_t w = 0; w < written.words.size(); ++w) {
-      written.words[w] = k.page(p).written.words[w] | v.page(p).written.words[w];
-    }
+    TokenMask written = k.written(p);
+    for (size_t w = 0; w < written.words.size(); ++w) written.words[w] |= v.written(p).words[w];
     const int used = static_cast<int>(std::min<int64_t>(UsedTokens(written), num_keys - key));
     if (used == 0) continue;
     AttendPage page;

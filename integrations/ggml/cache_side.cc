@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "integrations/ggml/counters.h"
 
@@ -19,27 +20,85 @@ CacheSide::CacheSide(const Shape& shape, const Recipe& recipe, StagingPool& pool
       sink_tokens_(recipe.sink_tokens),
       residual_pages_(ResidualPages(recipe)),
       pages_(static_cast<size_t>(shape.slots_per_stream / kPageTokens * shape.num_streams)),
-      streams_(static_cast<size_t>(shape.num_streams)) {}
+      streams_(static_cast<size_t>(shape.num_streams)) {
+  CountTables();
+}
 
-CacheSide::~CacheSide() { Clear(); }
+CacheSide::~CacheSide() {
+  Clear();
+  pool_.meter().Add(-table_bytes_);
+}
 
 int64_t CacheSide::ResidualPages(const Recipe& recipe) {
   return std::max<int64_t>(1, (recipe.residual_tokens + kPageTokens - 1) / kPageTokens);
 }
 
 int64_t CacheSide::PlannedBytes(const Shape& shape, const Recipe& recipe, const PageLayout& layout) {
-  const int64_t num_pages = shape.slots_per_stream / kPageTokens * shape.num_streams;
+  constexpr int64_t kDetails = 4;  // the page being filled, the one behind it, sinks; capacities double
+  const int64_t pages = shape.slots_per_stream / kPageTokens;  // of a stream
   const int64_t f16_page = kPageTokens * RowBytes(shape);
-  if (layout.page_bytes == 0) return num_pages * f16_page;
-  const int64_t staged =
-      std::min(num_pages, shape.num_streams * (ResidualPages(recipe) + 1));  // + the page being filled
-  return num_pages * layout.page_bytes + staged * f16_page + shape.num_streams * recipe.sink_tokens * RowBytes(shape) +
-         num_pages * static_cast<int64_t>(sizeof(SlotPage));
+  const int64_t tables = shape.num_streams * (pages * static_cast<int64_t>(sizeof(uint32_t)) +
+                                              kDetails * static_cast<int64_t>(sizeof(PageDetail)));
+  if (layout.page_bytes == 0) return shape.num_streams * pages * f16_page + tables;
+  const int64_t staged = std::min(pages, ResidualPages(recipe) + 1);  // + the page being filled
+  const int64_t system_page = AddressRange::SystemPageBytes();
+  const int64_t sealed = ((pages - staged) * layout.page_bytes + system_page - 1) / system_page * system_page;
+  return shape.num_streams * (sealed + staged * f16_page + recipe.sink_tokens * RowBytes(shape)) + tables;
 }
 
 void CacheSide::SetLayout(const PageLayout& layout) {
   layout_ = layout;
-  packed_ = AddressRange::Reserve(num_pages() * layout.page_bytes, AddressRange::Access::kReadWrite);
+  packed_ = CommittedRange(num_pages() * layout.page_bytes, pool_.meter());
+  CountTables();
+}
+
+const PageDetail* CacheSide::detail(int64_t p) const {
+  const uint32_t index = pages_[static_cast<size_t>(p)] / 4;
+  return index > 0 ? &details_[index - 1] : nullptr;
+}
+
+PageDetail& CacheSide::AddDetail(int64_t p) {
+  uint32_t& page = pages_[static_cast<size_t>(p)];
+  if (page >= 4) return mutable_detail(p);
+  if (free_details_.empty()) {
+    details_.emplace_back();
+    free_details_.reserve(details_.capacity());  // DropDetail does not allocate
+    free_details_.push_back(static_cast<int32_t>(details_.size()) - 1);
+    CountTables();
+  }
+  page += 4 * (static_cast<uint32_t>(free_details_.back()) + 1);
+  free_details_.pop_back();
+  return mutable_detail(p);
+}
+
+void CacheSide::DropDetail(int64_t p) {
+  uint32_t& page = pages_[static_cast<size_t>(p)];
+  if (page < 4) return;
+  const uint32_t index = page / 4 - 1;
+  details_[index] = PageDetail();
+  free_details_.push_back(static_cast<int32_t>(index));
+  page %= 4;
+}
+
+void CacheSide::SetState(int64_t p, PageState state) {
+  uint32_t& page = pages_[static_cast<size_t>(p)];
+  page = page / 4 * 4 + static_cast<uint32_t>(state);
+}
+
+TokenMask CacheSide::written(int64_t p) const {
+  TokenMask mask;
+  if (state(p) == PageState::kStaged) return detail(p)->written;
+  if (state(p) == PageState::kSealed) mask.words.fill(~uint64_t{0});
+  return mask;
+}
+
+void CacheSide::CountTables() {
+  auto bytes = static_cast<int64_t>(pages_.capacity() * sizeof(pages_[0]) + details_.capacity() * sizeof(PageDetail) +
+                                    free_details_.capacity() * sizeof(int32_t) + streams_.capacity() * sizeof(Stream)) +
+               packed_.table_bytes();
+  for (const Stream& stream : streams_) bytes += static_cast<int64_t>(stream.full.capacity() * sizeof(int64_t));
+  pool_.meter().Add(bytes - table_bytes_);
+  table_bytes_ = bytes;
 }
 
 int64_t CacheSide::KeepPages(const Stream& stream) const {
@@ -64,130 +123,148 @@ void CacheSide::ForgetFull(int64_t p) {
   full.erase(std::remove(full.begin(), full.end(), p), full.end());
 }
 
-void CacheSide::SetExactRows(SlotPage& page, std::unique_ptr<f16_bits[]> rows) {
-  if (page.exact_rows) exact_bytes_ -= page.exact.Count() * row_bytes();
+void CacheSide::SetExactRows(PageDetail& page, std::unique_ptr<f16_bits[]> rows) {
+  const int64_t bytes = page.exact.Count() * row_bytes();
+  const int64_t change = (rows ? bytes : 0) - (page.exact_rows ? bytes : 0);
   page.exact_rows = std::move(rows);
-  if (page.exact_rows) exact_bytes_ += page.exact.Count() * row_bytes();
+  exact_bytes_ += change;
+  pool_.meter().Add(change);
 }
 
 void CacheSide::DropSealed(int64_t p) {
-  SlotPage& page = mutable_page(p);
-  if (page.state != PageState::kSealed) return;
-  SetExactRows(page, nullptr);
+  if (state(p) != PageState::kSealed) return;
+  if (detail(p)) SetExactRows(mutable_detail(p), nullptr);
+  DropDetail(p);
+  SetState(p, PageState::kEmpty);
+  packed_.Release(p * layout_.page_bytes, layout_.page_bytes);
   --sealed_pages_;
-  page.state = PageState::kEmpty;
 }
 
+/// An empty page becomes a staged one of zeros.
+PageDetail& CacheSide::AddStaged(int64_t p) {
+  PageDetail& page = AddDetail(p);
+  page.staged = pool_.Take();
+  SetState(p, PageState::kStaged);
+  return page;
+}
+
+void CacheSide::GiveStaged(int64_t p) { pool_.Give(std::exchange(mutable_detail(p).staged, -1)); }
+
 void CacheSide::Stage(int64_t p) {
-  SlotPage& page = mutable_page(p);
-  if (page.state == PageState::kStaged) return;
-  f16_bits* rows = pool_.Take();
-  if (page.state == PageState::kSealed) {
-    ReadRows(p * kPageTokens, (p + 1) * kPageTokens, rows);
-    DropSealed(p);
-    Count(GlobalCounters().thawed_pages);
+  switch (state(p)) {
+    case PageState::kStaged: return;
+    case PageState::kEmpty: AddStaged(p); return;
+    case PageState::kSealed: break;
   }
-  page.rows = rows;
-  page.state = PageState::kStaged;
+  const TokenMask was_exact = exact(p);
+  std::vector<f16_bits> rows(static_cast<size_t>(kPageTokens * shape_.row_values));
+  ReadRows(p * kPageTokens, (p + 1) * kPageTokens, rows.data());
+  DropSealed(p);
+  PageDetail& page = AddStaged(p);
+  page.written.words.fill(~uint64_t{0});
+  page.exact = was_exact;
+  pool_.Touch(page.staged, 0, kPageTokens * row_bytes());
+  std::copy(rows.begin(), rows.end(), pool_.rows(page.staged));
+  Count(GlobalCounters().thawed_pages);
 }
 
 f16_bits* CacheSide::RowForWrite(int64_t slot, bool exact) {
   const int64_t p = slot / kPageTokens;
   const int t = static_cast<int>(slot % kPageTokens);
   Stage(p);
-  SlotPage& page = mutable_page(p);
+  PageDetail& page = mutable_detail(p);
   page.written.Set(t);
   if (exact)
     page.exact.Set(t);
   else
     page.exact.Clear(t);
   if (page.written.All()) TouchFull(p);
-  return page.rows + t * shape_.row_values;
+  pool_.Touch(page.staged, t * row_bytes(), row_bytes());
+  return pool_.rows(page.staged) + t * shape_.row_values;
 }
 
 f16_bits* CacheSide::PageForWrite(int64_t p, const TokenMask& exact) {
-  SlotPage& page = mutable_page(p);
-  if (page.state != PageState::kStaged) {
-    f16_bits* rows = pool_.Take();
-    if (page.state == PageState::kSealed) Count(GlobalCounters().thawed_pages);
+  if (state(p) == PageState::kSealed) {
+    Count(GlobalCounters().thawed_pages);
     DropSealed(p);
-    page.rows = rows;
-    page.state = PageState::kStaged;
   }
+  PageDetail& page = state(p) == PageState::kStaged ? mutable_detail(p) : AddStaged(p);
   page.written.words.fill(~uint64_t{0});
   page.exact = exact;
   TouchFull(p);
-  return page.rows;
+  pool_.Touch(page.staged, 0, kPageTokens * row_bytes());
+  return pool_.rows(page.staged);
 }
 
-void CacheSide::InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& written, const TokenMask& exact,
-                              const f16_bits* exact_rows) {
+void CacheSide::InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& exact, const f16_bits* exact_rows) {
   ClearPage(p);
-  SlotPage& page = mutable_page(p);
+  BeginSeal(p);
   std::memcpy(packed_.data() + p * layout_.page_bytes, sealed, static_cast<size_t>(layout_.page_bytes));
-  page.state = PageState::kSealed;
-  page.written = written;
-  page.exact = exact;
+  SetState(p, PageState::kSealed);
   ++sealed_pages_;
-  if (exact.Any()) {
-    const int64_t values = exact.Count() * shape_.row_values;
-    auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(values));
-    std::memcpy(rows.get(), exact_rows, static_cast<size_t>(values * 2));
-    SetExactRows(page, std::move(rows));
-  }
+  if (!exact.Any()) return;
+  const int64_t values = exact.Count() * shape_.row_values;
+  auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(values));
+  std::memcpy(rows.get(), exact_rows, static_cast<size_t>(values * 2));
+  PageDetail& page = AddDetail(p);
+  page.exact = exact;
+  SetExactRows(page, std::move(rows));
 }
 
 void CacheSide::CopyPage(int64_t p, const CacheSide& from, int64_t from_page) {
-  const SlotPage& source = from.page(from_page);
-  switch (source.state) {
+  switch (from.state(from_page)) {
     case PageState::kEmpty: ClearPage(p); break;
     case PageState::kSealed:
-      InstallSealed(p, from.sealed_bytes(from_page), source.written, source.exact, source.exact_rows.get());
+      InstallSealed(p, from.sealed_bytes(from_page), from.exact(from_page), from.exact_rows(from_page));
       break;
     case PageState::kStaged: {
-      f16_bits* rows = PageForWrite(p, source.exact);
-      std::memcpy(rows, source.rows, static_cast<size_t>(kPageTokens * row_bytes()));
-      mutable_page(p).written = source.written;
-      if (!source.written.All()) ForgetFull(p);
+      const TokenMask written = from.written(from_page);
+      f16_bits* rows = PageForWrite(p, from.exact(from_page));
+      std::memcpy(rows, from.staged_rows(from_page), static_cast<size_t>(kPageTokens * row_bytes()));
+      mutable_detail(p).written = written;
+      if (!written.All()) ForgetFull(p);
       break;
     }
   }
 }
 
 void CacheSide::ClearPage(int64_t p) {
-  SlotPage& page = mutable_page(p);
-  if (page.state == PageState::kStaged) {
-    pool_.Give(page.rows);
-    page.rows = nullptr;
+  if (state(p) == PageState::kStaged) {
+    GiveStaged(p);
     ForgetFull(p);
+    DropDetail(p);
+    SetState(p, PageState::kEmpty);
   }
   DropSealed(p);
-  page.state = PageState::kEmpty;
-  page.written = {};
-  page.exact = {};
 }
 
 void CacheSide::Clear() {
-  for (int64_t p = 0; p < num_pages(); ++p) ClearPage(p);
+  for (int64_t p = 0; p < num_pages(); ++p) {
+    if (state(p) == PageState::kStaged) GiveStaged(p);
+    if (detail(p)) SetExactRows(mutable_detail(p), nullptr);
+    DropDetail(p);
+    SetState(p, PageState::kEmpty);
+  }
   for (Stream& stream : streams_) stream = Stream();
+  sealed_pages_ = 0;
   packed_.ReleaseAll();
+  CountTables();
 }
 
 PageSide CacheSide::Read(int64_t p) const {
-  const SlotPage& page = this->page(p);
   PageSide side;
-  if (page.state == PageState::kSealed) {
+  if (state(p) == PageState::kSealed) {
     side.sealed = sealed_bytes(p);
-    side.exact_rows = page.exact_rows.get();
-    side.exact = page.exact;
+    side.exact_rows = exact_rows(p);
+    side.exact = exact(p);
   } else {
-    side.rows = page.rows;
+    side.rows = staged_rows(p);
   }
   return side;
 }
 
 PageSide CacheSide::ReadOrZero(int64_t p) {
-  if (page(p).state == PageState::kEmpty) Stage(p);
+  if (state(p) == PageState::kEmpty) Stage(p);
   return Read(p);
 }
 
@@ -199,10 +276,10 @@ void CacheSide::ReadRows(int64_t first, int64_t last, f16_bits* rows) const {
     const int64_t end = std::min(last, (p + 1) * kPageTokens);
     const int begin_token = static_cast<int>(first % kPageTokens);
     const int64_t count = (end - first) * width;
-    switch (page(p).state) {
+    switch (state(p)) {
       case PageState::kEmpty: std::fill_n(rows, count, f16_bits{0}); break;
       case PageState::kStaged:
-        std::memcpy(rows, page(p).rows + begin_token * width, static_cast<size_t>(count * 2));
+        std::memcpy(rows, staged_rows(p) + begin_token * width, static_cast<size_t>(count * 2));
         break;
       case PageState::kSealed:
         values.resize(static_cast<size_t>(count));
@@ -227,35 +304,38 @@ void CacheSide::AppendSealable(std::vector<int64_t>& pages) const {
 }
 
 void CacheSide::Encode(int64_t p, const SecondMoment* moment) {
-  const SlotPage& source = page(p);
-  backend_.Seal(layout_, source.rows, source.exact, moment, packed_.data() + p * layout_.page_bytes);
+  backend_.Seal(layout_, staged_rows(p), exact(p), moment, packed_.data() + p * layout_.page_bytes);
 }
 
 void CacheSide::FinishSeal(int64_t p) {
-  SlotPage& page = mutable_page(p);
+  PageDetail& page = mutable_detail(p);
   if (page.exact.Any()) {
     auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(page.exact.Count() * shape_.row_values));
     f16_bits* next = rows.get();
     for (int t = 0; t < kPageTokens; ++t) {
-      if (page.exact.Test(t)) next = std::copy_n(page.rows + t * shape_.row_values, shape_.row_values, next);
+      if (page.exact.Test(t)) next = std::copy_n(staged_rows(p) + t * shape_.row_values, shape_.row_values, next);
     }
     SetExactRows(page, std::move(rows));
   }
-  pool_.Give(page.rows);
-  page.rows = nullptr;
-  page.state = PageState::kSealed;
+  GiveStaged(p);
+  if (!page.exact.Any()) DropDetail(p);
+  SetState(p, PageState::kSealed);
   ++sealed_pages_;
   ForgetFull(p);
   Count(GlobalCounters().sealed_pages);
 }
 
 void SealPages(const std::vector<SealJob>& jobs, Executor& executor) {
-  if (jobs.empty()) return;
-  executor.Run(static_cast<int64_t>(jobs.size()), [&](int64_t i, int) {
-    const SealJob& job = jobs[static_cast<size_t>(i)];
-    job.side->Encode(job.page, job.moment);
-  });
-  for (const SealJob& job : jobs) job.side->FinishSeal(job.page);
+  const size_t at_once = 2 * static_cast<size_t>(executor.num_threads());
+  for (size_t first = 0; first < jobs.size(); first += at_once) {
+    const size_t last = std::min(jobs.size(), first + at_once);
+    for (size_t i = first; i < last; ++i) jobs[i].side->BeginSeal(jobs[i].page);
+    executor.Run(static_cast<int64_t>(last - first), [&](int64_t i, int) {
+      const SealJob& job = jobs[first + static_cast<size_t>(i)];
+      job.side->Encode(job.page, job.moment);
+    });
+    for (size_t i = first; i < last; ++i) jobs[i].side->FinishSeal(jobs[i].page);
+  }
 }
 
 }  // namespace kvrazor::ggml

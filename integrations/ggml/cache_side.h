@@ -3,7 +3,8 @@
 //
 //   slot          0 .. num_slots-1, stream-major; page = slot / 128
 //   page state    empty -> staged (16-bit rows) -> sealed (packed bytes) -> staged again if a slot of it is written to
-//   packed bytes  page p at p * PageLayout::page_bytes of a reserved range: memory follows the pages ever sealed
+//   packed bytes  page p at p * PageLayout::page_bytes of a reserved range: memory follows the pages that are sealed
+//   tables        4 bytes a page, more only for those that are staged or hold exact rows
 //
 // A page is sealed only when it is full and KeepPages newer full pages of its stream stand behind it in 16 bits, so
 // that a draft that is rolled back never touches sealed pages and a page that is rewritten token by token is not sealed
@@ -16,8 +17,8 @@
 #include <vector>
 
 #include "integrations/ggml/staging_pool.h"
-#include "integrations/ggml/virtual_memory.h"
 #include "kvrazor/layout.h"
+#include "src/core/virtual_memory.h"
 #include "src/ops/backend.h"
 #include "src/ops/page_set.h"
 
@@ -25,13 +26,12 @@ namespace kvrazor::ggml {
 
 enum class PageState : uint8_t { kEmpty, kStaged, kSealed };
 
-/// One page of one side.
-struct SlotPage {
-  PageState state = PageState::kEmpty;
-  f16_bits* rows = nullptr;                // staged: [128][row_values], from the pool
-  std::unique_ptr<f16_bits[]> exact_rows;  // sealed: [exact.Count()][row_values]
+/// Of a page that is staged, or sealed with exact rows.
+struct PageDetail {
   TokenMask written;                       // slots written to since the page was empty
   TokenMask exact;                         // tokens that stay in 16 bits when the page is sealed
+  std::unique_ptr<f16_bits[]> exact_rows;  // sealed: [exact.Count()][row_values]
+  int32_t staged = -1;                     // page of the pool
 };
 
 class CacheSide {
@@ -61,16 +61,20 @@ class CacheSide {
   int64_t num_slots() const { return shape_.slots_per_stream * shape_.num_streams; }
   int64_t num_pages() const { return num_slots() / kPageTokens; }
   int64_t pages_per_stream() const { return shape_.slots_per_stream / kPageTokens; }
-  const SlotPage& page(int64_t p) const { return pages_[static_cast<size_t>(p)]; }
+  PageState state(int64_t p) const { return static_cast<PageState>(pages_[static_cast<size_t>(p)] & 3); }
+  TokenMask written(int64_t p) const;
+  TokenMask exact(int64_t p) const { return detail(p) ? detail(p)->exact : TokenMask(); }
+  const f16_bits* exact_rows(int64_t p) const { return detail(p) ? detail(p)->exact_rows.get() : nullptr; }
+  /// [128][row_values] of a staged page; rows that were not written are zeros.
+  const f16_bits* staged_rows(int64_t p) const { return pool_.rows(detail(p)->staged); }
   int sink_tokens() const { return sink_tokens_; }
 
-  /// The 16-bit row of a slot that is about to be written; a sealed page is thawed first. `exact`: see SlotPage.
+  /// The 16-bit row of a slot that is about to be written; a sealed page is thawed first. `exact`: see PageDetail.
   f16_bits* RowForWrite(int64_t slot, bool exact);
   /// All 128 rows are about to be written: as 128 times RowForWrite, without reading what the page held.
   f16_bits* PageForWrite(int64_t p, const TokenMask& exact);
-  /// Installs sealed bytes as they are. exact_rows: [exact.Count()][row_values].
-  void InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& written, const TokenMask& exact,
-                     const f16_bits* exact_rows);
+  /// Installs the sealed bytes of a full page as they are. exact_rows: [exact.Count()][row_values].
+  void InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& exact, const f16_bits* exact_rows);
   /// Page p becomes what page `from_page` of `from` is; both have the same layout.
   void CopyPage(int64_t p, const CacheSide& from, int64_t from_page);
   void ClearPage(int64_t p);
@@ -95,17 +99,21 @@ class CacheSide {
   /// Pages of a stream that may be sealed now, oldest first.
   void AppendSealable(int64_t stream, std::vector<int64_t>& pages) const;
   void AppendSealable(std::vector<int64_t>& pages) const;
+  /// Before Encode: counts the memory of the packed bytes.
+  void BeginSeal(int64_t p) { packed_.Touch(p * layout_.page_bytes, layout_.page_bytes); }
   /// Writes the packed bytes of a staged page: different pages may be encoded at the same time.
   void Encode(int64_t p, const SecondMoment* moment);
   /// After Encode: gives the 16-bit rows back.
   void FinishSeal(int64_t p);
 
-  int64_t packed_bytes() const { return sealed_pages_ * layout_.page_bytes; }
+  /// Memory behind sealed pages, in whole system pages.
+  int64_t packed_bytes() const { return packed_.committed_bytes(); }
   int64_t exact_bytes() const { return exact_bytes_; }
-  int64_t table_bytes() const { return static_cast<int64_t>(pages_.capacity() * sizeof(SlotPage)); }
+  int64_t table_bytes() const { return table_bytes_; }
   int64_t sealed_pages() const { return sealed_pages_; }
 
-  /// What a cache tensor will take, counted before the number of heads is known.
+  /// What a cache tensor will take at most, as it is filled one token at a time; counted before the number of heads is
+  /// known.
   static int64_t PlannedBytes(const Shape& shape, const Recipe& recipe, const PageLayout& layout);
   /// Full pages that stay in 16 bits behind a page before it is sealed.
   static int64_t ResidualPages(const Recipe& recipe);
@@ -117,14 +125,21 @@ class CacheSide {
     int hidden_pages = 0;       // see NoteSequences, of the last batch
   };
 
-  SlotPage& mutable_page(int64_t p) { return pages_[static_cast<size_t>(p)]; }
+  const PageDetail* detail(int64_t p) const;
+  PageDetail& mutable_detail(int64_t p) { return const_cast<PageDetail&>(*detail(p)); }
+  PageDetail& AddDetail(int64_t p);
+  void DropDetail(int64_t p);
+  void SetState(int64_t p, PageState state);
+  void CountTables();
   Stream& stream_of(int64_t p) { return streams_[static_cast<size_t>(p / pages_per_stream())]; }
   int64_t KeepPages(const Stream& stream) const;
   void Stage(int64_t p);
+  PageDetail& AddStaged(int64_t p);
+  void GiveStaged(int64_t p);
   void DropSealed(int64_t p);
   void TouchFull(int64_t p);
   void ForgetFull(int64_t p);
-  void SetExactRows(SlotPage& page, std::unique_ptr<f16_bits[]> rows);
+  void SetExactRows(PageDetail& page, std::unique_ptr<f16_bits[]> rows);
 
   Shape shape_;
   StagingPool& pool_;
@@ -132,11 +147,14 @@ class CacheSide {
   int sink_tokens_;
   int64_t residual_pages_;
   PageLayout layout_;
-  std::vector<SlotPage> pages_;
+  std::vector<uint32_t> pages_;      // PageState, and 4 times 1 + the index of its detail
+  std::vector<PageDetail> details_;  // as many as were ever needed at once
+  std::vector<int32_t> free_details_;
   std::vector<Stream> streams_;
-  AddressRange packed_;
+  CommittedRange packed_;
   int64_t sealed_pages_ = 0;
   int64_t exact_bytes_ = 0;
+  int64_t table_bytes_ = 0;
 };
 
 /// One page of one side that is due.
@@ -146,7 +164,7 @@ struct SealJob {
   const SecondMoment* moment = nullptr;
 };
 
-/// Seals pages in parallel.
+/// Seals pages in parallel, a few at a time: 16-bit rows are given back before the next packed bytes take memory.
 void SealPages(const std::vector<SealJob>& jobs, Executor& executor);
 
 }  // namespace kvrazor::ggml

@@ -11,7 +11,7 @@ namespace {
 // Starts with a NaN of f16 and continues with bytes that no model writes by chance (2^-128).
 constexpr std::array<uint8_t, 16> kMagic = {0xff, 0xff, 'k',  'v',  'r',  'a',  'z',  'o',
                                             'r',  0xff, 0xfd, 0x1b, 0x96, 0xe3, 0x5c, 0xa7};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 
 struct Header {
   std::array<uint8_t, 16> magic;
@@ -24,9 +24,9 @@ struct Header {
   uint64_t exact[2] = {0, 0};
   int64_t moment_count = 0;  // queries in the second moment
   int64_t moment_steps = 0;
-  int64_t moment_total = 0;  // values of all parts
+  int64_t moment_total = 0;  // bytes of all parts
   int64_t moment_first = 0;  // this part
-  int64_t moment_values = 0;
+  int64_t moment_bytes = 0;
 };
 static_assert(sizeof(Header) == 104 && std::is_trivially_copyable_v<Header>);
 
@@ -76,55 +76,37 @@ uint64_t LayoutHash(const CacheSide& side) {
   return hash.value();
 }
 
-int64_t TriangleValues(HeadShape s) { return int64_t{s.num_kv_heads} * s.head_dim * (s.head_dim + 1) / 2; }
-
-/// Calls fn(index in the triangles, head, row, column) for the triangle values [first, last).
-template <typename Fn>
-void ForTriangle(HeadShape shape, int64_t first, int64_t last, const Fn& fn) {
-  int64_t index = 0;
-  for (int h = 0; h < shape.num_kv_heads; ++h) {
-    for (int64_t row = 0; row < shape.head_dim; ++row) {
-      for (int64_t column = row; column < shape.head_dim; ++column, ++index) {
-        if (index >= first && index < last) fn(index, h, row, column);
-      }
-    }
-  }
-}
-
 /// The part of the second moment that page p carries.
 void PutMoment(const CacheSide& side, int64_t p, const CarrierMoment& source, std::span<std::byte> room,
                Header& header) {
-  const int64_t capacity = static_cast<int64_t>(room.size() / sizeof(float));
+  const auto capacity = static_cast<int64_t>(room.size());
   if (!source.moment || source.moment->empty() || capacity == 0) return;
-  const HeadShape shape = source.moment->shape();
+  std::vector<std::byte> all(static_cast<size_t>(source.moment->bytes()));
+  source.moment->Save(all);
   header.moment_count = source.moment->count();
   header.moment_steps = source.steps;
-  header.moment_total = TriangleValues(shape);
+  header.moment_total = source.moment->bytes();
   const int64_t num_parts = (header.moment_total + capacity - 1) / capacity;
   header.moment_first = p % side.pages_per_stream() % num_parts * capacity;
-  header.moment_values = std::min(capacity, header.moment_total - header.moment_first);
-  ForTriangle(shape, header.moment_first, header.moment_first + header.moment_values,
-              [&](int64_t index, int h, int64_t row, int64_t column) {
-                const float value = source.moment->head(h)[row * shape.head_dim + column];
-                std::memcpy(room.data() + (index - header.moment_first) * static_cast<int64_t>(sizeof(float)), &value,
-                            sizeof(value));
-              });
+  header.moment_bytes = std::min(capacity, header.moment_total - header.moment_first);
+  std::memcpy(room.data(), all.data() + header.moment_first, static_cast<size_t>(header.moment_bytes));
 }
 
 void TakeMoment(const Header& header, const std::byte* from, MomentParts& parts) {
-  if (header.moment_values == 0) return;
-  if (parts.count != header.moment_count || static_cast<int64_t>(parts.values.size()) != header.moment_total) {
+  if (header.moment_bytes == 0) return;
+  if (parts.count != header.moment_count || parts.steps != header.moment_steps ||
+      static_cast<int64_t>(parts.bytes.size()) != header.moment_total) {
     parts.count = header.moment_count;
-    parts.values.assign(static_cast<size_t>(header.moment_total), 0.0f);
+    parts.steps = header.moment_steps;
+    parts.bytes.assign(static_cast<size_t>(header.moment_total), std::byte{0});
     parts.arrived.assign(static_cast<size_t>(header.moment_total), false);
     parts.missing = header.moment_total;
   }
-  parts.steps = header.moment_steps;
-  for (int64_t i = 0; i < header.moment_values; ++i) {
-    const auto at = static_cast<size_t>(header.moment_first + i);
-    std::memcpy(&parts.values[at], from + i * static_cast<int64_t>(sizeof(float)), sizeof(float));
-    if (!parts.arrived[at]) --parts.missing;
-    parts.arrived[at] = true;
+  std::memcpy(parts.bytes.data() + header.moment_first, from, static_cast<size_t>(header.moment_bytes));
+  for (int64_t i = header.moment_first; i < header.moment_first + header.moment_bytes; ++i) {
+    auto arrived = parts.arrived[static_cast<size_t>(i)];
+    parts.missing -= !arrived;
+    arrived = true;
   }
 }
 
@@ -135,20 +117,19 @@ bool IsCarrier(std::span<const std::byte> row) {
 }
 
 bool CanCarry(const CacheSide& side, int64_t p) {
-  const SlotPage& page = side.page(p);
   const int64_t bytes =
-      static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + page.exact.Count() * side.row_bytes();
-  return page.state == PageState::kSealed && bytes <= kPageTokens * side.row_bytes();
+      static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + side.exact(p).Count() * side.row_bytes();
+  return side.state(p) == PageState::kSealed && bytes <= kPageTokens * side.row_bytes();
 }
 
 void WriteCarrier(const CacheSide& side, int64_t p, const CarrierMoment& moment, std::span<std::byte> block) {
-  const SlotPage& page = side.page(p);
+  const TokenMask exact = side.exact(p);
   Header header;
   header.magic = kMagic;
   header.layout = LayoutHash(side);
   header.layer = static_cast<uint32_t>(side.shape().layer);
   header.side = static_cast<uint32_t>(side.shape().side);
-  std::copy(page.exact.words.begin(), page.exact.words.end(), header.exact);
+  std::copy(exact.words.begin(), exact.words.end(), header.exact);
 
   std::fill(block.begin(), block.end(), std::byte{0});
   std::span<std::byte> rest = block.subspan(sizeof(Header));
@@ -157,7 +138,7 @@ void WriteCarrier(const CacheSide& side, int64_t p, const CarrierMoment& moment,
     rest = rest.subspan(static_cast<size_t>(bytes));
   };
   put(side.sealed_bytes(p), side.layout().page_bytes);
-  if (page.exact.Any()) put(page.exact_rows.get(), page.exact.Count() * side.row_bytes());
+  if (exact.Any()) put(side.exact_rows(p), exact.Count() * side.row_bytes());
   PutMoment(side, p, moment, rest, header);
   std::memcpy(block.data(), &header, sizeof(header));
   header.checksum = Checksum(block);
@@ -186,12 +167,11 @@ std::string ReadCarrier(const CacheSide& side, std::span<const std::byte> block,
   const int64_t exact_bytes = exact.Count() * side.row_bytes();
   const int64_t before_moment = static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + exact_bytes;
   const auto block_bytes = static_cast<int64_t>(block.size());
-  const int64_t room =
-      before_moment <= block_bytes ? (block_bytes - before_moment) / static_cast<int64_t>(sizeof(float)) : -1;
-  const bool moment_fits = header.moment_values >= 0 && header.moment_values <= room && header.moment_first >= 0 &&
-                           header.moment_first <= header.moment_total - header.moment_values &&
-                           header.moment_count >= 0 &&
-                           (header.moment_values == 0 || header.moment_total == TriangleValues(side.layout().shape));
+  const int64_t room = block_bytes - before_moment;
+  const bool moment_fits =
+      header.moment_bytes >= 0 && header.moment_bytes <= room && header.moment_first >= 0 &&
+      header.moment_first <= header.moment_total - header.moment_bytes && header.moment_count >= 0 &&
+      (header.moment_bytes == 0 || header.moment_total == SecondMoment::BytesFor(side.layout().shape));
   if (room < 0 || !moment_fits) return "its sizes contradict each other: the state is damaged";
 
   page.sealed = block.data() + sizeof(Header);
@@ -202,15 +182,9 @@ std::string ReadCarrier(const CacheSide& side, std::span<const std::byte> block,
 }
 
 bool AssembleMoment(const MomentParts& parts, SecondMoment& moment) {
-  if (parts.values.empty() || parts.missing != 0) return false;
-  const HeadShape shape = moment.shape();
-  if (static_cast<int64_t>(parts.values.size()) != TriangleValues(shape)) return false;
-  ForTriangle(shape, 0, TriangleValues(shape), [&](int64_t index, int h, int64_t row, int64_t column) {
-    const float value = parts.values[static_cast<size_t>(index)];
-    moment.head(h)[row * shape.head_dim + column] = value;
-    moment.head(h)[column * shape.head_dim + row] = value;
-  });
-  moment.set_count(parts.count);
+  if (parts.bytes.empty() || parts.missing != 0) return false;
+  if (static_cast<int64_t>(parts.bytes.size()) != moment.bytes()) return false;
+  moment.Load(parts.bytes, parts.count);
   return true;
 }
 

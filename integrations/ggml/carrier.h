@@ -22,11 +22,13 @@ namespace kvrazor::ggml {
 
 /// Parts of a layer's second moment that have arrived in carriers.
 struct MomentParts {
-  int64_t count = 0;  ///< queries in it; parts of another count belong to another state
+  int64_t count = 0;  ///< queries in it; parts of another count or step belong to another state
   int64_t steps = 0;
-  std::vector<float> values;  ///< [num_kv_heads][head_dim (head_dim + 1) / 2], upper triangles
-  std::vector<bool> arrived;  ///< [values]
+  std::vector<std::byte> bytes;  ///< as SecondMoment::Save writes them
+  std::vector<bool> arrived;     ///< [bytes]
   int64_t missing = 0;
+
+  int64_t held_bytes() const { return static_cast<int64_t>(bytes.capacity() + arrived.capacity() / 8); }
 };
 
 /// What is written into a carrier beside the page, and read from it.

@@ -18,10 +18,11 @@ struct Counters {
   std::atomic<int64_t> state_writes{0};
   std::atomic<int64_t> state_carriers{0};  // sealed pages saved or restored as they are
   std::atomic<int64_t> state_errors{0};
+  std::atomic<int64_t> refused_contexts{0};  // packing was required and is not possible
 
   void Reset() {
     for (std::atomic<int64_t>* c : {&graphs, &ranges, &set_rows, &attends, &generic_nodes, &sealed_pages, &thawed_pages,
-                                    &state_reads, &state_writes, &state_carriers, &state_errors}) {
+                                    &state_reads, &state_writes, &state_carriers, &state_errors, &refused_contexts}) {
       *c = 0;
     }
   }

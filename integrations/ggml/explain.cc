@@ -1,6 +1,9 @@
 #include "integrations/ggml/explain.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <map>
+#include <vector>
 
 #include <nlohmann/json.hpp>
 
@@ -19,28 +22,43 @@ std::string FormatOf(const CacheTensor& tensor) {
   return ToText(recipe);
 }
 
+/// One object for the keys, one for the values.
+nlohmann::ordered_json ExplainLayer(const KvCache& cache, const CacheLayer& layer) {
+  nlohmann::ordered_json sides = nlohmann::ordered_json::array();
+  for (const CacheTensor& tensor : layer.sides) {
+    if (!tensor.root) continue;
+    const bool known = tensor.packed && tensor.packed->has_layout();
+    const double host_bits = 8.0 * static_cast<double>(ggml_type_size(tensor.root->type)) /
+                             static_cast<double>(ggml_blck_size(tensor.root->type));
+    const double bits = known ? tensor.packed->layout().bits_per_value() : host_bits;
+    sides.push_back({{"layer", layer.index},
+                     {"side", tensor.side == Side::kKey ? "k" : "v"},
+                     {"format", FormatOf(tensor)},
+                     {"kernel", tensor.packed ? "kvrazor " + cache.backend().description() : std::string("ggml")},
+                     {"bits_per_value", bits},
+                     {"reason", tensor.packed && !known ? "no attention node was seen yet" : tensor.reason}});
+  }
+  return sides;
+}
+
 }  // namespace
 
 std::string ExplainNewestCache() {
-  nlohmann::ordered_json sides = nlohmann::ordered_json::array();
+  // A context with sliding windows has two caches, each with layers of its own: from the newest back to the first that has a
+  // layer again.
+  std::vector<std::map<int, nlohmann::ordered_json>> caches;
   ForEachCache([&](const KvCache& cache) {
-    sides = nlohmann::ordered_json::array();
-    for (const auto& [index, layer] : cache.layers()) {
-      for (const CacheTensor& tensor : layer.sides) {
-        if (!tensor.root) continue;
-        const bool known = tensor.packed && tensor.packed->has_layout();
-        const double host_bits = 8.0 * static_cast<double>(ggml_type_size(tensor.root->type)) /
-                                 static_cast<double>(ggml_blck_size(tensor.root->type));
-        const double bits = known ? tensor.packed->layout().bits_per_value() : host_bits;
-        sides.push_back({{"layer", index},
-                         {"side", tensor.side == Side::kKey ? "k" : "v"},
-                         {"format", FormatOf(tensor)},
-                         {"kernel", tensor.packed ? "kvrazor " + cache.backend().description() : std::string("ggml")},
-                         {"bits_per_value", bits},
-                         {"reason", tensor.packed && !known ? "no attention node was seen yet" : tensor.reason}});
-      }
-    }
+    std::map<int, nlohmann::ordered_json>& layers = caches.emplace_back();
+    for (const auto& [index, layer] : cache.layers()) layers[index] = ExplainLayer(cache, layer);
   });
+  std::map<int, nlohmann::ordered_json> newest;
+  for (auto cache = caches.rbegin(); cache != caches.rend(); ++cache) {
+    if (std::any_of(cache->begin(), cache->end(), [&](const auto& layer) { return newest.contains(layer.first); }))
+      break;
+    newest.merge(*cache);
+  }
+  nlohmann::ordered_json sides = nlohmann::ordered_json::array();
+  for (const auto& [index, layer] : newest) sides.insert(sides.end(), layer.begin(), layer.end());
   return sides.dump();
 }
 

@@ -13,13 +13,15 @@ class RowsView {
  public:
   RowsView(CacheTensor& tensor, Executor& executor) : tensor_(tensor) {
     tensor.view.SetAccess(AddressRange::Access::kReadWrite);
+    tensor.cache->meter().Add(tensor.view.bytes());
     const CacheSide& side = *tensor.packed;
     executor.Run(side.num_pages(), [&](int64_t p, int) {
-      if (side.page(p).state != PageState::kEmpty) side.ReadRows(p * kPageTokens, (p + 1) * kPageTokens, page(p));
+      if (side.state(p) != PageState::kEmpty) side.ReadRows(p * kPageTokens, (p + 1) * kPageTokens, page(p));
     });
   }
   ~RowsView() {
     tensor_.view.ReleaseAll();
+    tensor_.cache->meter().Add(-tensor_.view.bytes());
     tensor_.view.SetAccess(AddressRange::Access::kNone);
   }
   RowsView(const RowsView&) = delete;
@@ -46,7 +48,7 @@ void WriteBack(const RowsView& view, const std::vector<f16_bits>& before, Execut
     bool changed = false;
     for (int t = 0; t < kPageTokens; ++t) {
       if (std::memcmp(now + t * width, then + t * width, row_bytes) == 0) continue;
-      const bool exact = side.page(p).exact.Test(t);
+      const bool exact = side.exact(p).Test(t);
       std::memcpy(side.RowForWrite(p * kPageTokens + t, exact), now + t * width, row_bytes);
       changed = true;
     }

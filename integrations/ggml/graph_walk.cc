@@ -105,6 +105,7 @@ class Walk {
       Touch(*tensor->cache);
       FinishLoading(*tensor);
       if (!tensor->cache->refusal().empty()) {
+        Count(GlobalCounters().refused_contexts);
         LogError("%s; KVRAZOR_REQUIRE (--require) forbids that", tensor->cache->refusal().c_str());
         return GGML_STATUS_FAILED;
       }
@@ -186,7 +187,8 @@ void InspectNode(const ggml_tensor* node) {
     case GGML_OP_MUL_MAT: {
       for (const ggml_tensor* source : {node->src[0], node->src[1]}) {
         if (CacheTensor* tensor = PackedTensor(source))
-          tensor->cache->MakePlain(*tensor, "flash attention is off (-fa off)");
+          tensor->cache->MakePlain(*tensor,
+                                   "its attention is not flash attention (-fa off, or a model with a bias on logits)");
       }
       return;
     }

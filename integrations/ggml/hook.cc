@@ -13,11 +13,13 @@
 #include "ggml-cpu.h"
 #include "ggml-impl.h"
 #include "integrations/ggml/allocation.h"
+#include "integrations/ggml/counters.h"
 #include "integrations/ggml/graph_walk.h"
 #include "integrations/ggml/kv_buffer.h"
 #include "integrations/ggml/log.h"
 #include "integrations/ggml/openmp_executor.h"
 #include "integrations/ggml/self_test.h"
+#include "integrations/ggml/settings.h"
 #include "integrations/ggml/version_guard.h"
 #include "src/ops/backend.h"
 
@@ -132,12 +134,21 @@ ggml_backend_buffer_t AllocBuffer(ggml_backend_buffer_type_t, size_t bytes) {
   std::swap(refusal, PendingRefusal());
   if (verdict.is_cache) refusal = verdict.refusal;
   if (!refusal.empty()) {
+    Count(GlobalCounters().refused_contexts);
     LogError(
         "%s; KVRAZOR_REQUIRE (--require) forbids that: no context is created. Use recipe f16 or off for this model, or "
         "drop the "
         "option that keeps the layer from being packed",
         refusal.c_str());
     return nullptr;
+  }
+  if (verdict.recipe_is_bad) {
+    LogError("NOT PACKED: this KV cache is llama.cpp's own, because KVRAZOR_RECIPE could not be read: %s",
+             CurrentSettings()->error.c_str());
+  }
+  if (verdict.num_recurrent > 0 && CurrentSettings()->recipe) {
+    LogInfo("%d layers keep a recurrent state, which does not grow with the context: it stays as llama.cpp stores it",
+            verdict.num_recurrent);
   }
   if (verdict.is_cache) return NewCacheBuffer(&g_cache_type, CpuBackend(), bytes);
   return g_patched.buffer_type_original.alloc_buffer(g_patched.buffer_type, bytes);

@@ -59,7 +59,7 @@ KvCache::~KvCache() {
 
 StagingPool& KvCache::PoolFor(int64_t page_bytes) {
   std::unique_ptr<StagingPool>& pool = pools_[page_bytes];
-  if (!pool) pool = std::make_unique<StagingPool>(page_bytes);
+  if (!pool) pool = std::make_unique<StagingPool>(page_bytes, meter_);
   return *pool;
 }
 
@@ -76,7 +76,9 @@ bool KvCache::AddTensor(ggml_tensor* tensor) {
     return false;
   }
   const std::lock_guard lock(g_caches_mutex);
-  CacheLayer& layer = layers_[placement.layer];
+  const auto [at, is_new] = layers_.try_emplace(placement.layer);
+  CacheLayer& layer = at->second;
+  if (is_new) meter_.Add(sizeof(CacheLayer));
   layer.index = placement.layer;
   layer.recipe = settings_->recipe ? settings_->recipe->ForLayer(placement.layer) : Recipe();
   CacheTensor& state = layer.side(placement.side);
@@ -88,6 +90,7 @@ bool KvCache::AddTensor(ggml_tensor* tensor) {
   tensor->extra = &state;
   if (placement.kind == Placement::Kind::kPlain) {
     others_.push_back(tensor);
+    meter_.Add(static_cast<int64_t>(ggml_nbytes(tensor)));
     SayPlain(state);
     return false;
   }
@@ -122,7 +125,7 @@ void KvCache::Learn(const ggml_tensor* attention) {
     problem = reason;
   } else {
     try {
-      SetFormat(*kt->layer, k, v);
+      SetFormat(*kt->layer, attention);
       SayWhenReady();
       return;
     } catch (const Error& error) {
@@ -133,17 +136,29 @@ void KvCache::Learn(const ggml_tensor* attention) {
   if (vt) MakePlain(*vt, problem);
 }
 
-void KvCache::SetFormat(CacheLayer& layer, const ggml_tensor* k, const ggml_tensor* v) {
+void KvCache::SetFormat(CacheLayer& layer, const ggml_tensor* attention) {
   const auto layout = [&](const ggml_tensor* t, Side side, const SideRecipe& recipe) {
     const HeadShape shape{static_cast<int>(t->ne[2]), static_cast<int>(t->ne[0])};
     return MakePageLayout(recipe, side, shape);
   };
-  const LayerFormat format{layout(k, Side::kKey, layer.recipe.k), layout(v, Side::kValue, layer.recipe.v)};
+  const LayerFormat format{layout(attention->src[1], Side::kKey, layer.recipe.k),
+                           layout(attention->src[2], Side::kValue, layer.recipe.v)};
+  // Attention of no tokens: throws here, not in the middle of a text, if the backend has no kernel for these heads.
+  AttendArgs none;
+  none.format = &format;
+  none.num_qo_heads = static_cast<int>(attention->src[0]->ne[2]);
+  backend_.Attend(none, SerialExecutor());
+  const WorkspaceBytes workspace = backend_.Workspace(format, none.num_qo_heads);
+  workspace_.shared = std::max(workspace_.shared, workspace.shared);
+  workspace_.per_thread = std::max(workspace_.per_thread, workspace.per_thread);
   const std::lock_guard lock(g_caches_mutex);
   layer.format = format;
   layer.side(Side::kKey).packed->SetLayout(format.k);
   layer.side(Side::kValue).packed->SetLayout(format.v);
-  if (layer.recipe.k.codec == Codec::kRazorKey) layer.moment = std::make_unique<SecondMoment>(format.k.shape);
+  if (layer.recipe.k.codec == Codec::kRazorKey) {
+    layer.moment = std::make_unique<SecondMoment>(format.k.shape);
+    meter_.Add(layer.moment->bytes());
+  }
   layer.ready = true;
 }
 
@@ -173,14 +188,14 @@ void KvCache::SayWhenReady() const {
   LogInfo("%d of %d layers packed with recipe %s, %.3f bits per value in sealed pages", static_cast<int>(num_packed),
           static_cast<int>(layers_.size()), ToText(*settings_->recipe).c_str(),
           8.0 * static_cast<double>(bytes) / static_cast<double>(values));
+  LogInfo("workspace beside the cache: at most %.2f MiB, and %.2f MiB for each thread",
+          static_cast<double>(workspace_.shared) / (1 << 20), static_cast<double>(workspace_.per_thread) / (1 << 20));
 }
 
 /// Sizes that were not known when the buffer was made (heads, chunks of a prompt, layers that turned out plain) count
 /// from now on.
 void KvCache::SetBufferBytes(const CacheBytes& now) {
-  if (buffer_)
-    buffer_->size = static_cast<size_t>(
-        std::max(planned_bytes_, now.packed + now.staging_peak + now.exact + now.table + now.other));
+  if (buffer_) buffer_->size = static_cast<size_t>(std::max(planned_bytes_, now.peak));
 }
 
 void KvCache::MakePlain(CacheTensor& tensor, const std::string& reason) {
@@ -191,9 +206,10 @@ void KvCache::MakePlain(CacheTensor& tensor, const std::string& reason) {
     CacheSide& packed = *tensor.packed;
     auto* rows = reinterpret_cast<f16_bits*>(tensor.view.data());
     for (int64_t p = 0; p < packed.num_pages(); ++p) {
-      if (packed.page(p).state == PageState::kEmpty) continue;
+      if (packed.state(p) == PageState::kEmpty) continue;
       packed.ReadRows(p * kPageTokens, (p + 1) * kPageTokens, rows + p * kPageTokens * packed.shape().row_values);
     }
+    meter_.Add(static_cast<int64_t>(ggml_nbytes(tensor.root)));  // while the pages are still there
     tensor.packed.reset();
     tensor.reason = reason;
     tensor.layer->ready = false;
@@ -218,15 +234,18 @@ void KvCache::Clear(uint8_t value) {
     layer.decode_steps = 0;
   }
   for (ggml_tensor* tensor : others_) std::memset(tensor->data, value, ggml_nbytes(tensor));
-  for (auto& [bytes, pool] : pools_) pool->Trim();
   Publish();
 }
 
 void KvCache::Publish() {
   CacheBytes b;
+  int64_t loading = 0;
   for (const auto& [index, layer] : layers_) {
+    b.table += static_cast<int64_t>(sizeof(layer));
+    loading += layer.moment_parts.held_bytes();
     for (const CacheTensor& tensor : layer.sides) {
       if (!tensor.root) continue;
+      loading += static_cast<int64_t>(tensor.inbox.bytes.capacity() + tensor.inbox.slots.capacity() * sizeof(int64_t));
       b.f16_equivalent += ggml_nelements(tensor.root) * 2;
       if (!tensor.packed) {
         b.other += static_cast<int64_t>(ggml_nbytes(tensor.root));
@@ -236,13 +255,20 @@ void KvCache::Publish() {
       b.exact += tensor.packed->exact_bytes();
       b.table += tensor.packed->table_bytes();
       b.sealed_values += tensor.packed->sealed_pages() * kPageTokens * tensor.packed->shape().row_values;
+      b.sealed_bytes += tensor.packed->sealed_pages() * tensor.packed->layout().page_bytes;
     }
     if (layer.moment) b.table += layer.moment->bytes();
   }
   for (const auto& [bytes, pool] : pools_) {
-    b.staging += pool->used_bytes();
+    b.staging += pool->committed_bytes();
     b.staging_peak += pool->peak_bytes();
+    b.table += pool->table_bytes();
   }
+  meter_.Add(loading - loading_bytes_);
+  loading_bytes_ = loading;
+  b.table += loading;
+  b.total = meter_.now();
+  b.peak = meter_.peak();
   SetBufferBytes(b);
   const auto set = [](std::atomic<int64_t>& to, int64_t value) { to.store(value, std::memory_order_relaxed); };
   set(published_.f16_equivalent, b.f16_equivalent);
@@ -252,7 +278,10 @@ void KvCache::Publish() {
   set(published_.exact, b.exact);
   set(published_.table, b.table);
   set(published_.other, b.other);
+  set(published_.total, b.total);
+  set(published_.peak, b.peak);
   set(published_.sealed_values, b.sealed_values);
+  set(published_.sealed_bytes, b.sealed_bytes);
 }
 
 CacheBytes KvCache::bytes() const {
@@ -265,7 +294,10 @@ CacheBytes KvCache::bytes() const {
   b.exact = get(published_.exact);
   b.table = get(published_.table);
   b.other = get(published_.other);
+  b.total = get(published_.total);
+  b.peak = get(published_.peak);
   b.sealed_values = get(published_.sealed_values);
+  b.sealed_bytes = get(published_.sealed_bytes);
   return b;
 }
 

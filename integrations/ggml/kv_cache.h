@@ -15,7 +15,7 @@
 #include "integrations/ggml/cache_side.h"
 #include "integrations/ggml/carrier.h"
 #include "integrations/ggml/settings.h"
-#include "integrations/ggml/virtual_memory.h"
+#include "src/core/virtual_memory.h"
 #include "src/ops/backend.h"
 
 namespace kvrazor::ggml {
@@ -58,7 +58,10 @@ struct CacheLayer {
 /// Bytes of one cache, as kvrazor_ggml_stats reports them.
 struct CacheBytes {
   int64_t f16_equivalent = 0, packed = 0, staging = 0, staging_peak = 0, exact = 0, table = 0, other = 0;
+  int64_t total = 0;          ///< everything that memory was taken for now
+  int64_t peak = 0;           ///< highest total so far
   int64_t sealed_values = 0;  ///< values in sealed pages, for bits per value
+  int64_t sealed_bytes = 0;   ///< their bytes
 };
 
 /// Used by one thread at a time, like the llama_context it belongs to; bytes() may be called from any thread.
@@ -81,6 +84,8 @@ class KvCache {
   void Clear(uint8_t value);
   void Publish();
   CacheBytes bytes() const;
+  /// For memory that is taken for a while beside the pages, as a 16-bit view of a tensor.
+  MemoryMeter& meter() { return meter_; }
 
   const Settings& settings() const { return *settings_; }
   const Backend& backend() const { return backend_; }
@@ -93,13 +98,14 @@ class KvCache {
 
  private:
   StagingPool& PoolFor(int64_t page_bytes);
-  void SetFormat(CacheLayer& layer, const ggml_tensor* k, const ggml_tensor* v);
+  void SetFormat(CacheLayer& layer, const ggml_tensor* attention);
   void Refuse(const std::string& what);
   /// One line for each reason, not one a layer; every layer's reason is in kvrazor_ggml_explain.
   void SayPlain(const CacheTensor& tensor);
   void SayWhenReady() const;
   void SetBufferBytes(const CacheBytes& now);
 
+  MemoryMeter meter_;  ///< outlives pools and sides
   std::shared_ptr<const Settings> settings_;
   const Backend& backend_;
   ggml_backend_buffer_t buffer_ = nullptr;
@@ -110,9 +116,11 @@ class KvCache {
   std::string refusal_;
   std::set<std::string> said_;  ///< reasons that were logged
   int64_t planned_bytes_ = 0;   ///< what ggml was told that the cache takes
+  WorkspaceBytes workspace_;    ///< of the backend, for the layer that needs most
+  int64_t loading_bytes_ = 0;   ///< of a state that is being loaded, as the meter has it
   struct Published {
     std::atomic<int64_t> f16_equivalent{0}, packed{0}, staging{0}, staging_peak{0}, exact{0}, table{0}, other{0},
-        sealed_values{0};
+        total{0}, peak{0}, sealed_values{0}, sealed_bytes{0};
   } published_;
 };
 

@@ -36,9 +36,11 @@ void StartFromEnvironment() {
   }
   Settings settings = SettingsFromEnvironment(kDefaultRecipe);
   if (!settings.error.empty()) {
-    LogError(
-        "KVRAZOR_RECIPE: %s %s", settings.error.c_str(),
-        settings.require ? "No context will be created (KVRAZOR_REQUIRE)." : "The KV cache stays llama.cpp's own.");
+    LogError("KVRAZOR_RECIPE: %s", settings.error.c_str());
+    LogError("%s", settings.require
+                       ? "NOTHING RUNS: no context will be created (KVRAZOR_REQUIRE)."
+                       : "NOTHING IS PACKED: every KV cache of this program is llama.cpp's own, in 16 bits or the "
+                         "-ctk/-ctv type. KVRAZOR_REQUIRE=1 makes this an error.");
   } else if (settings.recipe) {
     LogInfo("recipe %s%s", ToText(*settings.recipe).c_str(), settings.require ? ", required for every layer" : "");
   }

@@ -69,7 +69,7 @@ void StoreRows(const ggml_tensor* node, CacheLayer& layer, Side side, const std:
   const auto is_exact = [&](size_t r) {
     if (target.sink_tokens() == 0) return false;
     const int64_t slot = slots[r];
-    if (keys) return keys->page(slot / kPageTokens).exact.Test(static_cast<int>(slot % kPageTokens));
+    if (keys) return keys->exact(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
     const int64_t position = positions.empty() ? slot % target.shape().slots_per_stream : positions[r];
     return position < target.sink_tokens();
   };

@@ -24,12 +24,33 @@ struct AlignedDelete {
 };
 using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 
+void Refuse(CacheTensor& tensor, const std::string& reason) {
+  constexpr int64_t kMaxMessages = 3;  // a damaged file has thousands of such blocks
+  const int64_t before = GlobalCounters().state_errors.fetch_add(1);
+  if (before < kMaxMessages) {
+    LogError("state: a block of layer %d %s is refused, its tokens are zeros now: %s", tensor.layer->index,
+             tensor.packed ? tensor.packed->side_name() : "", reason.c_str());
+  }
+  if (before + 1 == kMaxMessages) LogError("state: further refused blocks are only counted");
+}
+
+/// A model's rows are finite numbers. One that is not would spread through attention to sequences that do not see its token.
+void ZeroIfNotFinite(CacheTensor& tensor, f16_bits* row) {
+  const int64_t width = tensor.packed->shape().row_values;
+  constexpr f16_bits kExponent = 0x7c00;
+  if (std::none_of(row, row + width, [](f16_bits x) { return (x & kExponent) == kExponent; })) return;
+  Refuse(tensor, "a row holds values that are not finite: the state is damaged");
+  std::fill_n(row, width, f16_bits{0});
+}
+
 /// A row that is not a whole one: read, changed, written.
-void SetPartOfRow(CacheSide& side, int64_t slot, const std::byte* data, int64_t at, int64_t size) {
+void SetPartOfRow(CacheTensor& tensor, int64_t slot, const std::byte* data, int64_t at, int64_t size) {
+  CacheSide& side = *tensor.packed;
   std::vector<f16_bits> row(static_cast<size_t>(side.shape().row_values));
   side.ReadRows(slot, slot + 1, row.data());
   std::memcpy(reinterpret_cast<std::byte*>(row.data()) + at, data, static_cast<size_t>(size));
-  const bool exact = side.page(slot / kPageTokens).exact.Test(static_cast<int>(slot % kPageTokens));
+  ZeroIfNotFinite(tensor, row.data());
+  const bool exact = side.exact(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
   std::memcpy(side.RowForWrite(slot, exact), row.data(), static_cast<size_t>(side.row_bytes()));
 }
 
@@ -40,18 +61,10 @@ bool SlotIsSink(const CacheSide& side, int64_t slot) {
 
 void SetRow(CacheTensor& tensor, int64_t slot, const std::byte* row) {
   CacheSide& side = *tensor.packed;
-  std::memcpy(side.RowForWrite(slot, SlotIsSink(side, slot)), row, static_cast<size_t>(side.row_bytes()));
+  f16_bits* to = side.RowForWrite(slot, SlotIsSink(side, slot));
+  std::memcpy(to, row, static_cast<size_t>(side.row_bytes()));
+  ZeroIfNotFinite(tensor, to);
   if ((slot + 1) % kPageTokens == 0) SealDuePages(*tensor.layer, SerialExecutor());
-}
-
-void Refuse(CacheTensor& tensor, const std::string& reason) {
-  constexpr int64_t kMaxMessages = 3;  // a damaged file has thousands of such blocks
-  const int64_t before = GlobalCounters().state_errors.fetch_add(1);
-  if (before < kMaxMessages) {
-    LogError("state: a block of layer %d %s is refused, its tokens are zeros now: %s", tensor.layer->index,
-             tensor.packed ? tensor.packed->side_name() : "", reason.c_str());
-  }
-  if (before + 1 == kMaxMessages) LogError("state: further refused blocks are only counted");
 }
 
 /// Slots of a carrier are one whole page, in order.
@@ -103,11 +116,10 @@ void OpenCarrier(CacheTensor& tensor) {
   }
   const int64_t exact_values = page.exact.Count() * side.shape().row_values;
   std::vector<f16_bits> exact_rows(static_cast<size_t>(exact_values));
-  std::memcpy(exact_rows.data(), page.exact_rows, static_cast<size_t>(exact_values) * sizeof(f16_bits));
+  if (exact_values > 0)
+    std::memcpy(exact_rows.data(), page.exact_rows, static_cast<size_t>(exact_values) * sizeof(f16_bits));
   if (IsWholePage(tensor.inbox.slots)) {
-    TokenMask written;
-    written.words.fill(~uint64_t{0});
-    side.InstallSealed(tensor.inbox.slots.front() / kPageTokens, page.sealed, written, page.exact, exact_rows.data());
+    side.InstallSealed(tensor.inbox.slots.front() / kPageTokens, page.sealed, page.exact, exact_rows.data());
     Count(GlobalCounters().state_carriers);
   } else {
     SetCarrierRows(tensor, page, exact_rows.data());
@@ -197,7 +209,7 @@ void SetBytes(CacheTensor& tensor, const std::byte* data, int64_t offset, int64_
       AcceptRow(tensor, slot, data);
     } else {
       FinishLoading(tensor);
-      SetPartOfRow(side, slot, data, at, count);
+      SetPartOfRow(tensor, slot, data, at, count);
     }
     data += count;
     offset += count;
@@ -235,7 +247,7 @@ void CopyBytes(CacheTensor& from, int64_t from_offset, CacheTensor& to, int64_t 
   std::vector<f16_bits> rows;
   while (size > 0) {
     const int64_t count = std::min(size, page_bytes - from_offset % page_bytes);
-    if (count == page_bytes && source.page(from_offset / page_bytes).state == PageState::kEmpty) {
+    if (count == page_bytes && source.state(from_offset / page_bytes) == PageState::kEmpty) {
       FillBytes(to, 0, to_offset, count);
     } else if (same_form && count == page_bytes && to_offset % page_bytes == 0) {
       target.CopyPage(to_offset / page_bytes, source, from_offset / page_bytes);

@@ -107,6 +107,8 @@ int kvrazor_format_layout(const kvrazor_format* format, int side, kvrazor_page_l
     out.sink_tokens = f.sink_tokens;
     out.residual_tokens = f.residual_tokens;
     out.bits_per_value = l.bits_per_value();
+    out.high_codes_at = l.high_codes_at;
+    out.mean_factor_at = l.mean_factor_at;
     return KVRAZOR_OK;
   });
 }

@@ -66,7 +66,7 @@ int64_t Cache::Impl::TableBytes() const {
 }
 
 int64_t Cache::Impl::TotalBytes() const {
-  return store.sealed().num_used() * format.sealed_slot_bytes + store.f16().num_used() * format.f16_slot_bytes +
+  return store.num_sealed() * format.sealed_slot_bytes + sealing_bytes + store.f16().committed_bytes() +
          store.exact_bytes() + TableBytes();
 }
 
@@ -87,10 +87,17 @@ void Cache::Impl::ResizePages(Sequence& seq, int64_t num_pages) {
   }
 }
 
+void Cache::Impl::TrimLastPage(const Sequence& seq) {
+  const int64_t last_tokens = seq.kv_len % kPageTokens;
+  if (last_tokens != 0 && static_cast<int64_t>(seq.pages.size()) > seq.num_sealed)
+    store.TrimF16(seq.pages.back(), last_tokens);
+}
+
 void Cache::Impl::ThawPage(PageId from, PageId to, int num_tokens, std::vector<float>& scratch) {
   for (int layer = 0; layer < options.num_layers; ++layer) {
     for (const Side side : kSides) {
       const PageSide page = store.View(from, layer, side, /*sealed=*/true);
+      store.TouchF16(to, layer, side, 0, num_tokens);
       f16_bits* rows = store.F16Rows(to, layer, side);
       const int64_t values = num_tokens * format.row_values;
       if (page.rows != nullptr) {
@@ -161,6 +168,7 @@ void Cache::RollBack(SequenceId id, int64_t tokens) {
   }
   seq.kv_len -= tokens;
   impl_->ResizePages(seq, PagesFor(seq.kv_len));
+  impl_->TrimLastPage(seq);
 }
 
 Status Cache::Truncate(SequenceId id, int64_t kv_len) {
@@ -175,6 +183,7 @@ Status Cache::Truncate(SequenceId id, int64_t kv_len) {
   if (cut == 0 || last_page >= seq.num_sealed) {
     seq.kv_len = kv_len;
     impl_->ResizePages(seq, PagesFor(kv_len));
+    impl_->TrimLastPage(seq);
     return Status::kOk;
   }
 
@@ -187,8 +196,8 @@ Status Cache::Truncate(SequenceId id, int64_t kv_len) {
   impl_->ResizePages(seq, last_page + 1);
   const PageId sealed = seq.pages.back();
   const PageId thawed = store.New();
-  impl_->UpdatePeak();
   impl_->ThawPage(sealed, thawed, static_cast<int>(cut), scratch);
+  impl_->UpdatePeak();
   seq.pages.back() = thawed;
   seq.num_sealed = last_page;
   seq.kv_len = kv_len;
@@ -209,9 +218,9 @@ CacheStats Cache::Stats() const {
   s.f16_pages_used = impl.store.f16().num_used();
   s.f16_pages_peak = impl.store.f16().peak_used();
   for (const Page& page : impl.store.pages()) s.shared_pages += page.num_readers() > 1;
-  s.sealed_bytes = s.sealed_pages_used * impl.format.sealed_side_bytes;
-  s.f16_side_bytes = s.sealed_pages_used * impl.format.f16_side_bytes;
-  s.window_bytes = s.f16_pages_used * impl.format.f16_slot_bytes;
+  s.sealed_bytes = impl.store.num_sealed() * impl.format.sealed_side_bytes;
+  s.f16_side_bytes = impl.store.num_sealed() * impl.format.f16_side_bytes;
+  s.window_bytes = impl.store.f16().committed_bytes();
   s.exact_bytes = impl.store.exact_bytes();
   s.table_bytes = impl.TableBytes();
   s.total_bytes = impl.TotalBytes();

@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "src/cache/message.h"
+#include "src/ops/second_moment.h"
 
 namespace kvrazor {
 namespace {
@@ -26,7 +27,7 @@ void CheckOptions(const CacheOptions& o) {
   if (o.max_sequences < 1) Fail("cache: max_sequences is ", o.max_sequences, "; at least 1 is needed.");
   if (o.max_new_tokens < 1) Fail("cache: max_new_tokens is ", o.max_new_tokens, "; a step has at least 1 new token.");
   if (o.query_stride < 1) Fail("cache: query_stride is ", o.query_stride, "; 1 takes every query, 4 every fourth.");
-  for (const LayerOverride& layers : o.recipe.overrides) {
+  for (const LayerOverride& layers : o.recipe.ForModel(o.num_layers).overrides) {
     if (layers.last >= o.num_layers) {
       Fail("cache: the recipe sets layers ", layers.first, " to ", layers.last, ", the cache has layers 0 to ",
            o.num_layers - 1, "; shorten the range.");
@@ -40,8 +41,9 @@ void CheckOptions(const CacheOptions& o) {
 CacheFormat::CacheFormat(const CacheOptions& options) : shape(options.shape) {
   CheckOptions(options);
   row_values = int64_t{shape.num_kv_heads} * shape.head_dim;
+  const Recipe whole = options.recipe.ForModel(options.num_layers);
   for (int layer = 0; layer < options.num_layers; ++layer) {
-    const Recipe recipe = options.recipe.ForLayer(layer);
+    const Recipe recipe = whole.ForLayer(layer);
     LayerSlots slots;
     slots.format.k = MakePageLayout(recipe.k, Side::kKey, shape);
     slots.format.v = MakePageLayout(recipe.v, Side::kValue, shape);
@@ -104,9 +106,7 @@ CachePlan PlanCache(const CacheOptions& options) {
          " 16-bit pages are more bytes than can be counted; ask for fewer tokens.");
   }
   for (const LayerSlots& layer : format.layers) {
-    if (layer.wants_queries())
-      plan.moment_bytes +=
-          int64_t{format.shape.num_kv_heads} * format.shape.head_dim * format.shape.head_dim * int64_t{sizeof(float)};
+    if (layer.wants_queries()) plan.moment_bytes += SecondMoment::BytesFor(format.shape);
   }
   return plan;
 }

@@ -55,6 +55,8 @@ struct Cache::Impl {
   int64_t SealedPagesAt(int64_t tokens) const;
 
   void ResizePages(Sequence& seq, int64_t num_pages);
+  /// Rows behind the last token, from a step or tokens that are gone, give their memory back.
+  void TrimLastPage(const Sequence& seq);
   void CancelStep(Sequence& seq);
   void SealPages(std::span<Sequence* const> seqs, Executor& executor);
   void SealSide(PageId id, bool is_first, int layer, Side side);
@@ -74,6 +76,7 @@ struct Cache::Impl {
   uint64_t next_mark = 1;
   int64_t table_entries = 0;
   int64_t moment_bytes = 0;
+  int64_t sealing_bytes = 0;  // written of pages that are being sealed
   int64_t peak_bytes = 0;
   int64_t pages_sealed = 0, pages_thawed = 0, pages_copied = 0;
 };

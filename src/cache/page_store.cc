@@ -48,7 +48,10 @@ PageId PageStore::CopyOnWrite(PageId id, int num_tokens) {
   const PageId copy = New();
   const size_t bytes = static_cast<size_t>(num_tokens * format_.row_values) * sizeof(f16_bits);
   for (int layer = 0; layer < static_cast<int>(format_.layers.size()); ++layer) {
-    for (const Side side : kSides) std::memcpy(F16Rows(copy, layer, side), F16Rows(id, layer, side), bytes);
+    for (const Side side : kSides) {
+      TouchF16(copy, layer, side, 0, num_tokens);
+      std::memcpy(F16Rows(copy, layer, side), F16Rows(id, layer, side), bytes);
+    }
   }
   DropF16(id);
   return copy;
@@ -59,6 +62,26 @@ PageId PageStore::Detach(PageId id) {
   (*this)[own].f16_slot = std::exchange((*this)[id].f16_slot, -1);
   (*this)[own].f16_refs = std::exchange((*this)[id].f16_refs, 0);
   return own;
+}
+
+void PageStore::TouchF16(PageId id, int layer, Side side, int64_t first, int64_t count) {
+  const int64_t row_bytes = format_.row_values * int64_t{sizeof(f16_bits)};
+  const SideSlot& slot = format_.layers[static_cast<size_t>(layer)].slot(side);
+  f16_.Touch((*this)[id].f16_slot, slot.f16_at + first * row_bytes, count * row_bytes);
+}
+
+void PageStore::ReleaseF16(PageId id, int layer, Side side, int64_t first) {
+  const Page& page = (*this)[id];
+  if (page.f16_refs != 1) return;
+  const int64_t row_bytes = format_.row_values * int64_t{sizeof(f16_bits)};
+  const SideSlot& slot = format_.layers[static_cast<size_t>(layer)].slot(side);
+  f16_.Release(page.f16_slot, slot.f16_at + first * row_bytes, (kPageTokens - first) * row_bytes);
+}
+
+void PageStore::TrimF16(PageId id, int64_t num_tokens) {
+  for (int layer = 0; layer < static_cast<int>(format_.layers.size()); ++layer) {
+    for (const Side side : kSides) ReleaseF16(id, layer, side, num_tokens);
+  }
 }
 
 void PageStore::DropF16(PageId id) {
@@ -85,6 +108,17 @@ void PageStore::DropReserved(PageId id) {
   DropSealed(id);
 }
 
+int64_t PageStore::TouchSealed(PageId id, int layer, Side side) {
+  const SideSlot& slot = format_.layers[static_cast<size_t>(layer)].slot(side);
+  sealed_.Touch((*this)[id].sealed_slot, slot.sealed_at, slot.sealed_bytes);
+  return slot.sealed_bytes;
+}
+
+void PageStore::MarkSealed(PageId id) {
+  (*this)[id].is_sealed = true;
+  ++num_sealed_;
+}
+
 void PageStore::SwitchToSealed(PageId id) {
   --(*this)[id].reserving;
   DropF16(id);
@@ -94,6 +128,7 @@ void PageStore::DropSealed(PageId id) {
   Page& page = (*this)[id];
   if (--page.sealed_refs > 0) return;
   sealed_.Give(std::exchange(page.sealed_slot, -1));
+  num_sealed_ -= page.is_sealed;
   page.is_sealed = false;
   if (page.exact) --exact_pages_;
   page.exact.reset();

@@ -51,6 +51,12 @@ class PageStore {
   /// Moves the 16-bit rows of `id` (one reference) into a page of their own, away from the sealed bytes of other readers.
   PageId Detach(PageId id);
 
+  /// Rows [first, first + count) of a 16-bit page are about to be written.
+  void TouchF16(PageId id, int layer, Side side, int64_t first, int64_t count);
+  /// Gives the memory of rows from `first` on back if no other page table reads them.
+  void ReleaseF16(PageId id, int layer, Side side, int64_t first);
+  void TrimF16(PageId id, int64_t num_tokens);  // in all layers
+
   void AddF16(PageId id) { ++(*this)[id].f16_refs; }
   void DropF16(PageId id);
   void AddSealed(PageId id) { ++(*this)[id].sealed_refs; }
@@ -59,6 +65,10 @@ class PageStore {
   /// Holds a sealed reference for a begun step; takes a slot if the page has none yet. `is_first`: page 0 of its sequences.
   void Reserve(PageId id, bool is_first);
   void DropReserved(PageId id);
+  /// The sealed bytes of one side are about to be written. Returns their number.
+  int64_t TouchSealed(PageId id, int layer, Side side);
+  /// The sealed bytes of all layers are written.
+  void MarkSealed(PageId id);
   /// The step has ended and the bytes are written: its 16-bit reference becomes the sealed one.
   void SwitchToSealed(PageId id);
 
@@ -70,6 +80,7 @@ class PageStore {
   /// How an op reads the page: its sealed form or its 16-bit rows.
   PageSide View(PageId id, int layer, Side side, bool sealed) const;
 
+  int64_t num_sealed() const { return num_sealed_; }
   int64_t exact_bytes() const { return exact_pages_ * format_.exact_values * int64_t{sizeof(f16_bits)}; }
   int64_t table_bytes() const;
 
@@ -84,6 +95,7 @@ class PageStore {
   std::vector<PageId> free_records_;
   std::vector<std::unique_ptr<f16_bits[]>> spare_exact_;
   int64_t exact_pages_ = 0;
+  int64_t num_sealed_ = 0;
 };
 
 }  // namespace kvrazor

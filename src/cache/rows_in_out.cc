@@ -88,6 +88,7 @@ void Cache::Append(int layer, std::span<const SequenceId> ids, const TensorView&
       const int64_t count = std::min(seq->num_new - done, kPageTokens - in_page);
       const PageId page = seq->pages[static_cast<size_t>(position / kPageTokens)];
       const int64_t at = in_page * impl.format.row_values;
+      for (const Side side : kSides) impl.store.TouchF16(page, layer, side, in_page, count);
       RowsToF16(k, row, row + count, impl.store.F16Rows(page, layer, Side::kKey) + at);
       RowsToF16(v, row, row + count, impl.store.F16Rows(page, layer, Side::kValue) + at);
       row += count;
@@ -95,6 +96,7 @@ void Cache::Append(int layer, std::span<const SequenceId> ids, const TensorView&
     }
     seq->next_layer = layer + 1;
   }
+  impl.UpdatePeak();
 }
 
 void Cache::Attend(int layer, std::span<const SequenceId> ids, const TensorView& q, const MutableTensorView& out,

@@ -20,8 +20,6 @@
 namespace kvrazor {
 namespace {
 
-constexpr std::align_val_t kAlignment{64};
-
 // The sanitizer's notes take an eighth of what they describe; an enormous pool would not be worth it.
 constexpr int64_t kForbiddenAtFirst = int64_t{1} << 30;
 
@@ -48,25 +46,17 @@ SlotPool::SlotPool(const char* name, int64_t num_slots, int64_t slot_bytes)
          " bytes are more than can be addressed; ask for fewer tokens or pages.");
   }
   if (bytes == 0) return;
-  data_ = static_cast<std::byte*>(::operator new(static_cast<size_t>(bytes), kAlignment, std::nothrow));
-  if (data_ == nullptr) {
+  try {
+    range_ = CommittedRange(bytes, meter_, AddressRange::Promise::kNoMore);
+    free_.reserve(static_cast<size_t>(num_slots));
+  } catch (const std::bad_alloc&) {
     Fail("cache: no memory for ", num_slots, " ", name, " of ", slot_bytes, " bytes (", bytes >> 20,
          " MiB in all); ask for fewer tokens or pages.");
   }
-  try {
-    free_.reserve(static_cast<size_t>(num_slots));
-  } catch (...) {
-    ::operator delete(data_, kAlignment);
-    throw;
-  }
-  Forbid(data_, std::min(bytes, kForbiddenAtFirst));
+  Forbid(range_.data(), std::min(bytes, kForbiddenAtFirst));
 }
 
-SlotPool::~SlotPool() {
-  if (data_ == nullptr) return;
-  Allow(data_, pool_bytes());
-  ::operator delete(data_, kAlignment);
-}
+SlotPool::~SlotPool() { Allow(range_.data(), pool_bytes()); }
 
 int32_t SlotPool::Take() {
   int32_t slot = static_cast<int32_t>(num_fresh_);
@@ -82,6 +72,7 @@ int32_t SlotPool::Take() {
 }
 
 void SlotPool::Give(int32_t slot) {
+  Release(slot, 0, slot_bytes_);
   Forbid(at(slot), slot_bytes_);
   free_.push_back(slot);
 }

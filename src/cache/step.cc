@@ -130,13 +130,34 @@ void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor)
     }
   }
   for (const ToSeal& page : pages) store[page.id].planned_seal = false;
+
+  // A few sides at a time: their 16-bit rows go back to the system before the next sealed bytes take memory.
   const int64_t tasks_per_page = int64_t{options.num_layers} * 2;
-  executor.Run(static_cast<int64_t>(pages.size()) * tasks_per_page, [&](int64_t task, int) {
+  const int64_t num_tasks = static_cast<int64_t>(pages.size()) * tasks_per_page;
+  const int64_t at_once = int64_t{2} * executor.num_threads();
+  const auto for_task = [&](int64_t task, const auto& fn) {
     const ToSeal& page = pages[static_cast<size_t>(task / tasks_per_page)];
     const int64_t side = task % tasks_per_page;
-    SealSide(page.id, page.is_first, static_cast<int>(side / 2), kSides[static_cast<size_t>(side % 2)]);
-  });
-  for (const ToSeal& page : pages) store[page.id].is_sealed = true;
+    fn(page, static_cast<int>(side / 2), kSides[static_cast<size_t>(side % 2)]);
+  };
+  for (int64_t first = 0; first < num_tasks; first += at_once) {
+    const int64_t last = std::min(num_tasks, first + at_once);
+    for (int64_t task = first; task < last; ++task) {
+      for_task(task, [&](const ToSeal& page, int layer, Side side) {
+        sealing_bytes += store.TouchSealed(page.id, layer, side);
+      });
+    }
+    UpdatePeak();
+    executor.Run(last - first, [&](int64_t i, int) {
+      for_task(first + i,
+               [&](const ToSeal& page, int layer, Side side) { SealSide(page.id, page.is_first, layer, side); });
+    });
+    for (int64_t task = first; task < last; ++task) {
+      for_task(task, [&](const ToSeal& page, int layer, Side side) { store.ReleaseF16(page.id, layer, side, 0); });
+    }
+  }
+  sealing_bytes = 0;
+  for (const ToSeal& page : pages) store.MarkSealed(page.id);
   pages_sealed += static_cast<int64_t>(pages.size());
 }
 
@@ -162,6 +183,7 @@ void Cache::Impl::CancelStep(Sequence& seq) {
   seq.num_sealing = 0;
   seq.num_new = 0;
   ResizePages(seq, PagesFor(seq.kv_len));
+  TrimLastPage(seq);
 }
 
 void Cache::Cancel(std::span<const SequenceId> ids) {

@@ -69,8 +69,9 @@ PageLayout MakePageLayout(const SideRecipe& recipe, Side side, HeadShape shape) 
 
   const int64_t dim = shape.head_dim;
   Cursor head;
-  p.codes_bytes = kPageTokens * dim * recipe.bits / 8;
+  p.codes_bytes = kPageTokens * dim * p.row_bits() / 8;
   p.codes_at = head.Take(p.codes_bytes);
+  if (recipe.bits == 3) p.high_codes_at = head.Take(kPageTokens * dim / 8);
   switch (recipe.codec) {
     case Codec::kF16: break;
     case Codec::kAffine: {
@@ -79,15 +80,19 @@ PageLayout MakePageLayout(const SideRecipe& recipe, Side side, HeadShape shape) 
       p.offset_at = head.Take(groups * 2);
       break;
     }
+    case Codec::kCodebook: p.norm_at = head.Take(kPageTokens * 2); break;
     case Codec::kRazorKey:
       p.mean_at = head.Take(dim * 2);
       p.scale_at = head.Take(kPageTokens);
+      if (recipe.rank_one_mean) p.mean_factor_at = head.Take(kPageTokens * 2);
       break;
-    case Codec::kRazorValue:
+    case Codec::kRazorValue: {
+      const int64_t groups = kPageTokens / p.tokens_per_group();
       p.norm_at = head.Take(kPageTokens);
-      p.scale_at = head.Take(dim);
-      p.centre_at = head.Take(dim);
+      p.scale_at = head.Take(groups * dim);
+      p.centre_at = head.Take(groups * dim);
       break;
+    }
   }
   p.head_bytes = head.end();
 

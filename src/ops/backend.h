@@ -8,29 +8,15 @@
 #include <string>
 
 #include "src/ops/attend.h"
+#include "src/ops/second_moment.h"
 
 namespace kvrazor {
 
-/// Second moment of the queries a layer has seen, in the rotated basis: M = sum q q^T over all query heads of a kv head.
-/// Razor keys are sealed in its metric (recipes.md step 4). One object a layer, shared by all sequences.
-class SecondMoment {
- public:
-  SecondMoment() = default;
-  explicit SecondMoment(HeadShape shape) : shape_(shape), data_(static_cast<size_t>(size_values(shape))) {}
-
-  static int64_t size_values(HeadShape s) { return int64_t{s.num_kv_heads} * s.head_dim * s.head_dim; }
-  HeadShape shape() const { return shape_; }
-  bool empty() const { return count_ == 0; }
-  int64_t count() const { return count_; }
-  void set_count(int64_t count) { count_ = count; }
-  float* head(int h) { return data_.data() + int64_t{h} * shape_.head_dim * shape_.head_dim; }              // [D][D]
-  const float* head(int h) const { return data_.data() + int64_t{h} * shape_.head_dim * shape_.head_dim; }  // [D][D]
-  int64_t bytes() const { return static_cast<int64_t>(data_.size() * sizeof(float)); }
-
- private:
-  HeadShape shape_;
-  std::vector<float> data_;  // symmetric, [num_kv_heads][head_dim][head_dim]
-  int64_t count_ = 0;        // query rows added so far
+/// Memory that the ops of a backend keep between calls: it only grows, up to this. Nothing for backends that are made to be
+/// read, not to be fast: they allocate as they go.
+struct WorkspaceBytes {
+  int64_t shared = 0;      ///< once
+  int64_t per_thread = 0;  ///< for each thread of the executor
 };
 
 class Backend {
@@ -57,12 +43,16 @@ class Backend {
   ///   out  [last - first][num_kv_heads][head_dim]
   virtual void Dequantize(const PageLayout& layout, const PageSide& page, int first, int last, float* out) const = 0;
 
-  /// Adds queries to the second moment; `stride` takes every stride-th token.
+  /// Adds queries to the second moment and counts them; `stride` takes every stride-th token.
   ///   q  [qo_len][num_qo_heads] rows, after RoPE, not rotated
   virtual void AddQueries(SecondMoment& moment, const QueryRows& q, int qo_len, int num_qo_heads, int stride) const = 0;
 
   /// Attention; see AttendArgs. Scratch memory is taken from a per-thread pool that only grows.
   virtual void Attend(const AttendArgs& args, Executor& executor) const = 0;
+
+  /// The most memory that the ops above take for a layer of this shape, whatever its chunks and its number of tokens.
+  /// Layers use the same memory in turn.
+  virtual WorkspaceBytes Workspace(const LayerFormat& format, int num_qo_heads) const = 0;
 };
 
 /// Highway kernels, instruction set chosen at run time.

@@ -1,8 +1,10 @@
-// Recipe text: NAME[:OPTION,...][;FIRST-LAST=NAME[:OPTION,...]]...
+// Recipe text: NAME[:OPTION,...][;LAYERS=NAME[:OPTION,...]]...
 #include <algorithm>
 #include <charconv>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "kvrazor/error.h"
 #include "kvrazor/recipe.h"
@@ -102,25 +104,63 @@ Recipe ParseMethod(std::string_view text) {
   return r;
 }
 
+/// "3", "3-7", "50%-100%", "50%-", "last2". False if it is none of them.
+bool ParseLayers(std::string_view text, LayerOverride& o) {
+  if (text.substr(0, 4) == "last") {
+    text.remove_prefix(4);
+    const std::optional<int> count = TakeInt(text);
+    if (!count || !text.empty()) return false;
+    o.first = *count;
+    o.unit = LayerUnit::kFromEnd;
+    return true;
+  }
+  const std::optional<int> first = TakeInt(text);
+  if (!first) return false;
+  o.first = *first;
+  const auto take = [&](char c) {
+    if (text.empty() || text.front() != c) return false;
+    text.remove_prefix(1);
+    return true;
+  };
+  if (take('%')) {
+    o.unit = LayerUnit::kPercent;
+    o.last = 100;
+    if (!take('-')) return false;
+    if (text.empty()) return true;
+    const std::optional<int> last = TakeInt(text);
+    if (!last || !take('%')) return false;
+    o.last = *last;
+    return text.empty();
+  }
+  o.last = o.first;
+  if (take('-')) {
+    const std::optional<int> last = TakeInt(text);
+    if (!last) return false;
+    o.last = *last;
+  }
+  return text.empty();
+}
+
 LayerOverride ParseOverride(std::string_view text) {
   std::string_view rest = text;
-  const std::string_view range = TakePart(rest, '=');
-  std::string_view r = range;
+  const std::string_view layers = TakePart(rest, '=');
   LayerOverride o;
-  const std::optional<int> first = TakeInt(r);
-  std::optional<int> last = first;
-  if (first && !r.empty() && r.front() == '-') {
-    r.remove_prefix(1);
-    last = TakeInt(r);
-  }
-  if (!first || !last || !r.empty() || Trim(rest).empty()) {
+  if (!ParseLayers(layers, o) || Trim(rest).empty()) {
     throw Error("recipe: cannot read the layers '" + std::string(text) +
-                "'; give FIRST-LAST=METHOD, for example razor-2;0-1=f16.");
+                "'; give FIRST-LAST=METHOD, for example razor-2;0-1=f16, a share of the layers as in "
+                "razor-2;50%-100%=razor-3, or the last ones as in razor-2;last2=f16.");
   }
-  o.first = *first;
-  o.last = *last;
   o.method = ToText(ParseMethod(Trim(rest)));
   return o;
+}
+
+std::string LayersText(const LayerOverride& o) {
+  switch (o.unit) {
+    case LayerUnit::kFromEnd: return "last" + std::to_string(o.first);
+    case LayerUnit::kPercent: return std::to_string(o.first) + "%-" + std::to_string(o.last) + "%";
+    case LayerUnit::kIndex: break;
+  }
+  return std::to_string(o.first) + (o.last != o.first ? "-" + std::to_string(o.last) : "");
 }
 
 std::string SideText(char letter, const SideRecipe& side, const SideRecipe& base) {
@@ -137,7 +177,11 @@ Recipe ParseRecipe(std::string_view text) {
     throw Error("recipe: the text has " + std::to_string(text.size()) + " characters; at most 4096 are read.");
   std::string_view rest = text;
   Recipe r = ParseMethod(TakePart(rest, ';'));
+  // Those of the method itself come last: what the text says of a layer goes before.
+  const std::vector<LayerOverride> of_method = std::move(r.overrides);
+  r.overrides.clear();
   while (!rest.empty()) r.overrides.push_back(ParseOverride(TakePart(rest, ';')));
+  r.overrides.insert(r.overrides.end(), of_method.begin(), of_method.end());
   Validate(r);
   return r;
 }
@@ -153,11 +197,13 @@ std::string ToText(const Recipe& recipe) {
   if (recipe.residual_tokens != base.residual_tokens) add("residual=" + std::to_string(recipe.residual_tokens));
   if (recipe.sink_tokens != base.sink_tokens) add("sinks=" + std::to_string(recipe.sink_tokens));
   std::string text = recipe.name + options;
-  for (const LayerOverride& o : recipe.overrides) {
-    text += ";" + std::to_string(o.first);
-    if (o.last != o.first) text += "-" + std::to_string(o.last);
-    text += "=" + o.method;
-  }
+  // What the method brings along is not said again.
+  const size_t of_method = base.overrides.size();
+  size_t count = recipe.overrides.size();
+  if (count >= of_method &&
+      std::equal(base.overrides.begin(), base.overrides.end(), recipe.overrides.end() - of_method))
+    count -= of_method;
+  for (size_t i = 0; i < count; ++i) text += ";" + LayersText(recipe.overrides[i]) + "=" + recipe.overrides[i].method;
   return text;
 }
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+#include <cstdint>
 #include <string>
 
 #include "kvrazor/error.h"
@@ -21,9 +23,9 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
     }
     return;
   }
-  if (s.bits != 2 && s.bits != 4) {
+  if (s.bits < 2 || s.bits > 4) {
     Refuse(side + ": bits", std::to_string(s.bits),
-           "code widths of 2 and 4 are possible, for example " + side + "2 or " + side + "4.");
+           "code widths of 2, 3 and 4 are possible, for example " + side + "2 or " + side + "4.");
   }
   switch (s.codec) {
     case Codec::kF16: break;
@@ -32,14 +34,17 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
         Refuse(side + ": group_size", std::to_string(s.group_size),
                "32, 64 and 128 are possible, for example " + side + std::to_string(s.bits) + "g32.");
       }
-      if (s.axis != (is_key ? Axis::kPerChannel : Axis::kPerToken)) {
-        Refuse(side + ": axis", is_key ? "per-token" : "per-channel",
-               "affine keys are grouped per channel (along tokens), affine values per token (along channels).");
-      }
+      if (!is_key && s.axis != Axis::kPerToken)
+        Refuse(side + ": axis", "per-channel", "affine values are grouped per token (along channels).");
+      if (s.clip_percent < 50 || s.clip_percent > 100)
+        Refuse(side + ": clip_percent", std::to_string(s.clip_percent), "50 to 100 are possible.");
+      if (s.clip_percent != 100 && s.zero_point == ZeroPoint::kFloatMin)
+        Refuse(side + ": clip_percent", std::to_string(s.clip_percent), "quantizers with a float minimum do not clip.");
       if (!is_key && s.token_scale != TokenScale::kNone) {
         Refuse("v: token_scale", "set", "a token scale is taken out of keys only (it multiplies their logit).");
       }
       break;
+    case Codec::kCodebook: break;
     case Codec::kRazorKey:
       if (!is_key) Refuse("v: codec", "razor-key", "values use affine or razor-value.");
       break;
@@ -47,15 +52,42 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
       if (is_key) Refuse("k: codec", "razor-value", "keys use affine or razor-key.");
       break;
   }
-  if (s.codec != Codec::kAffine) {
-    if (s.group_size != 0) {
-      Refuse(side + ": group_size", std::to_string(s.group_size),
-             "razor takes its statistics over the whole page; leave the group out.");
-    }
-    if (s.token_scale != TokenScale::kNone)
-      Refuse(side + ": token_scale", "set", "razor stores its own scale for each token.");
-    if (!s.rotate) Refuse(side + ": rotate", "off", "razor's scales need the rotation.");
+  if (s.clip_percent != 100 && s.codec != Codec::kAffine)
+    Refuse(side + ": clip_percent", "set", "only affine groups are clipped.");
+  if (s.codec == Codec::kCodebook && s.group_size != 0) {
+    Refuse(side + ": group_size", std::to_string(s.group_size),
+           "a codebook serves whole heads, one norm a token; leave the group out.");
   }
+  if (s.rank_one_mean && s.codec != Codec::kRazorKey)
+    Refuse(side + ": rank_one_mean", "set", "only razor keys have a page mean.");
+  if (s.codec == Codec::kRazorKey && s.group_size != 0) {
+    Refuse(side + ": group_size", std::to_string(s.group_size),
+           "razor keys take their mean over the whole page; leave the group out.");
+  }
+  if (s.codec == Codec::kRazorValue && s.group_size != 0 && s.group_size != 32 && s.group_size != 64) {
+    Refuse(side + ": group_size", std::to_string(s.group_size),
+           "razor values are grouped by 32 or 64 tokens, for example v2g32; leave the group out for the whole page.");
+  }
+  if (s.codec != Codec::kAffine) {
+    if (s.token_scale != TokenScale::kNone)
+      Refuse(side + ": token_scale", "set", "this codec stores its own scale for each token.");
+    if (!s.rotate && s.codec != Codec::kCodebook) Refuse(side + ": rotate", "off", "razor's scales need the rotation.");
+  }
+}
+
+}  // namespace
+
+namespace {
+
+std::string LayersOf(const LayerOverride& o) {
+  const std::string first = std::to_string(o.first);
+  const std::string last = std::to_string(o.last);
+  switch (o.unit) {
+    case LayerUnit::kIndex: break;
+    case LayerUnit::kPercent: return first + "%-" + last + "%";
+    case LayerUnit::kFromEnd: return "last" + first;
+  }
+  return first + "-" + last;
 }
 
 }  // namespace
@@ -76,13 +108,25 @@ void Validate(const Recipe& r) {
   }
   int last = -1;
   for (const LayerOverride& o : r.overrides) {
-    const std::string range = std::to_string(o.first) + "-" + std::to_string(o.last);
-    if (o.first < 0 || o.last < o.first)
-      Refuse("layers", range, "give FIRST-LAST with 0 <= FIRST <= LAST, for example 0-1=f16.");
-    if (o.first <= last)
-      Refuse("layers", range,
-             "ranges are ascending and do not overlap; the one before ends at " + std::to_string(last) + ".");
-    last = o.last;
+    const std::string range = LayersOf(o);
+    switch (o.unit) {
+      case LayerUnit::kIndex:
+        if (o.first < 0 || o.last < o.first)
+          Refuse("layers", range, "give FIRST-LAST with 0 <= FIRST <= LAST, for example 0-1=f16.");
+        if (o.first <= last)
+          Refuse("layers", range,
+                 "ranges are ascending and do not overlap; the one before ends at " + std::to_string(last) + ".");
+        last = o.last;
+        break;
+      case LayerUnit::kPercent:
+        if (o.first < 0 || o.last <= o.first || o.last > 100)
+          Refuse("layers", range, "give FIRST%-LAST% with 0 <= FIRST < LAST <= 100, for example 50%-100%=f16.");
+        break;
+      case LayerUnit::kFromEnd:
+        if (o.first < 1 || o.last != 0)
+          Refuse("layers", range, "say how many of the last layers, for example last2=f16.");
+        break;
+    }
     const Recipe layer = ParseRecipe(o.method);
     if (!layer.overrides.empty()) Refuse("layers " + range, o.method, "an override has no overrides of its own.");
     if (layer.residual_tokens != r.residual_tokens && layer.residual_tokens != kPageTokens) {
@@ -92,9 +136,59 @@ void Validate(const Recipe& r) {
   }
 }
 
-Recipe Recipe::ForLayer(int layer) const {
+bool LayerOverride::Covers(int layer, int num_layers) const {
+  switch (unit) {
+    case LayerUnit::kIndex: break;
+    case LayerUnit::kPercent:
+      return int64_t{layer} * 100 >= int64_t{first} * num_layers && int64_t{layer} * 100 < int64_t{last} * num_layers;
+    case LayerUnit::kFromEnd: return layer >= num_layers - first;
+  }
+  return layer >= first && layer <= last;
+}
+
+bool Recipe::depends_on_num_layers() const {
+  return std::any_of(overrides.begin(), overrides.end(),
+                     [](const LayerOverride& o) { return o.unit != LayerUnit::kIndex; });
+}
+
+Recipe Recipe::ForModel(int num_layers) const {
+  if (!depends_on_num_layers()) return *this;
+  if (num_layers < 1) {
+    throw Error("recipe: the layers of '" + ToText(*this) + "' depend on how many the model has; there are " +
+                std::to_string(num_layers) + ". Give a number of layers of at least 1.");
+  }
+  Recipe r = *this;
+  r.overrides.clear();
+  // Its text must not bring the method's own overrides back.
+  for (const Method& method : Methods()) {
+    if (method.name == name && !method.base.empty()) r.name = method.base;
+  }
+  for (int layer = 0; layer < num_layers; ++layer) {
+    const auto covers = [&](const LayerOverride& o) { return o.Covers(layer, num_layers); };
+    const auto found = std::find_if(overrides.begin(), overrides.end(), covers);
+    if (found == overrides.end()) continue;
+    if (!r.overrides.empty() && r.overrides.back().last == layer - 1 && r.overrides.back().method == found->method) {
+      r.overrides.back().last = layer;
+    } else {
+      r.overrides.push_back({layer, layer, found->method, LayerUnit::kIndex});
+    }
+  }
+  // An index beyond the model is the caller's to judge, as in a recipe without shares.
   for (const LayerOverride& o : overrides) {
-    if (layer < o.first || layer > o.last) continue;
+    if (o.unit == LayerUnit::kIndex && o.last >= num_layers)
+      r.overrides.push_back({std::max(o.first, num_layers), o.last, o.method, LayerUnit::kIndex});
+  }
+  return r;
+}
+
+Recipe Recipe::ForLayer(int layer) const {
+  if (depends_on_num_layers()) {
+    throw Error("recipe: the layers of '" + ToText(*this) +
+                "' depend on how many the model has, and that is not known here; name them by index, for example " +
+                name + ";15-29=" + overrides.back().method + ".");
+  }
+  for (const LayerOverride& o : overrides) {
+    if (!o.Covers(layer, 0)) continue;
     Recipe r = ParseRecipe(o.method);
     r.residual_tokens = residual_tokens;
     return r;

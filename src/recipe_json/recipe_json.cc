@@ -21,11 +21,18 @@ using Names = std::initializer_list<std::pair<E, const char*>>;
 
 constexpr Names<Codec> kCodecs = {{Codec::kF16, "f16"},
                                   {Codec::kAffine, "affine"},
+                                  {Codec::kCodebook, "codebook"},
                                   {Codec::kRazorKey, "razor-key"},
                                   {Codec::kRazorValue, "razor-value"}};
 constexpr Names<Axis> kAxes = {{Axis::kPerChannel, "per-channel"}, {Axis::kPerToken, "per-token"}};
-constexpr Names<ZeroPoint> kZeroPoints = {{ZeroPoint::kFloatMin, "float-min"}, {ZeroPoint::kRounded, "rounded"}};
+constexpr Names<ZeroPoint> kZeroPoints = {{ZeroPoint::kFloatMin, "float-min"},
+                                          {ZeroPoint::kRounded, "rounded"},
+                                          {ZeroPoint::kRoundedWithZero, "rounded-with-zero"},
+                                          {ZeroPoint::kSymmetric, "symmetric"}};
 constexpr Names<TokenScale> kTokenScales = {{TokenScale::kNone, "none"}, {TokenScale::kAllHeads, "all-heads"}};
+
+constexpr Names<LayerUnit> kLayerUnits = {
+    {LayerUnit::kIndex, "index"}, {LayerUnit::kPercent, "percent"}, {LayerUnit::kFromEnd, "from-end"}};
 
 template <class E>
 const char* NameOf(E value, Names<E> names) {
@@ -95,7 +102,9 @@ ordered_json SideToJson(const SideRecipe& s) {
           {"axis", NameOf(s.axis, kAxes)},
           {"zero_point", NameOf(s.zero_point, kZeroPoints)},
           {"token_scale", NameOf(s.token_scale, kTokenScales)},
-          {"rotate", s.rotate}};
+          {"rotate", s.rotate},
+          {"rank_one_mean", s.rank_one_mean},
+          {"clip_percent", s.clip_percent}};
 }
 
 SideRecipe SideFromJson(const json& object, const std::string& where) {
@@ -108,6 +117,8 @@ SideRecipe SideFromJson(const json& object, const std::string& where) {
   fields.GetName("zero_point", s.zero_point, kZeroPoints);
   fields.GetName("token_scale", s.token_scale, kTokenScales);
   fields.Get("rotate", s.rotate);
+  fields.Get("rank_one_mean", s.rank_one_mean);
+  fields.Get("clip_percent", s.clip_percent);
   fields.RefuseOthers();
   return s;
 }
@@ -117,7 +128,8 @@ SideRecipe SideFromJson(const json& object, const std::string& where) {
 std::string ToJson(const Recipe& r) {
   ordered_json layers = ordered_json::array();
   for (const LayerOverride& o : r.overrides)
-    layers.push_back({{"first", o.first}, {"last", o.last}, {"method", o.method}});
+    layers.push_back(
+        {{"first", o.first}, {"last", o.last}, {"unit", NameOf(o.unit, kLayerUnits)}, {"method", o.method}});
   const ordered_json object = {{"name", r.name},
                                {"k", SideToJson(r.k)},
                                {"v", SideToJson(r.v)},
@@ -142,12 +154,16 @@ Recipe ParseRecipeJson(std::string_view text) {
   fields.Get("residual_tokens", r.residual_tokens);
   fields.Get("sink_tokens", r.sink_tokens);
   if (const json* layers = fields.Find("layers")) {
-    if (!layers->is_array()) throw Error("recipe: \"layers\" must be an array of {first, last, method}.");
+    if (!layers->is_array())
+      throw Error(
+          "recipe: \"layers\" must be an array of {first, last, method}; {unit}, if not \"index\", is \"percent\" or "
+          "\"from-end\".");
     for (const json& layer : *layers) {
       LayerOverride o;
       Fields f(layer, "layers");
       f.Get("first", o.first);
       f.Get("last", o.last);
+      f.GetName("unit", o.unit, kLayerUnits);
       f.Get("method", o.method);
       f.RefuseOthers();
       r.overrides.push_back(o);

@@ -324,6 +324,7 @@ class ServeTest(CommandLineTest):
             request = urllib.request.Request(url + "/v1/chat/completions", body, {"Content-Type": "application/json"})
             answer = json.load(urllib.request.urlopen(request, timeout=60))
             self.assertTrue(answer["choices"][0]["message"]["content"])
+            self.assertIn(b"<!doctype html>", urllib.request.urlopen(url + "/", timeout=60).read().lower())  # the web page
             process.send_signal(signal.SIGINT)
             self.assertEqual(process.wait(30), 0)
             self.assertIn("KV cache 'oscar'", pathlib.Path(log.name).read_text())

@@ -122,7 +122,7 @@ TEST(CApiTest, IsTheCppCache) {
 
 /// Sealing, reading and attending on the caller's own pages is what the backend does.
 TEST(CApiTest, OpsOnRawPages) {
-  for (const char* recipe : {"kivi", "oscar", "razor-2"}) {
+  for (const char* recipe : {"kivi", "oscar", "razor-2", "razor-3v", "turboquant-3"}) {
     kvrazor_format* made = nullptr;
     ASSERT_EQ(kvrazor_format_create(recipe, 0, kHeads, kDim, &made), KVRAZOR_OK) << kvrazor_last_error();
     const std::unique_ptr<kvrazor_format, FormatDeleter> format(made);
@@ -147,6 +147,8 @@ TEST(CApiTest, OpsOnRawPages) {
       EXPECT_EQ(layout.page_bytes, want.page_bytes);
       EXPECT_EQ(layout.codes_bytes, want.codes_bytes);
       EXPECT_EQ(layout.scale_at, want.scale_at);
+      EXPECT_EQ(layout.high_codes_at, want.high_codes_at);
+      EXPECT_EQ(layout.mean_factor_at, want.mean_factor_at);
       EXPECT_EQ(layout.bits_per_value, want.bits_per_value());
       EXPECT_EQ(layout.sink_tokens, r.sink_tokens);
       for (const float x : Rows(static_cast<uint64_t>(side) + 20, kPage, kHeads)) rows[side].push_back(F16FromF32(x));

@@ -33,6 +33,13 @@ class CacheErrorsTest : public testing::Test {
   }
   ~CacheErrorsTest() override { EXPECT_EQ(c.cache.Stats(), before); }
 
+  /// Both tokens of `busy`, as it should be: their rows take memory.
+  void AppendRightly(int layer) {
+    EXPECT_EQ(c.cache.Stats(), before);
+    c.cache.Append(layer, busy, Zeros(2), Zeros(2));
+    before = c.cache.Stats();
+  }
+
   TensorView Zeros(int64_t tokens, int heads = 1, int head_dim = 32, Dtype dtype = Dtype::kF32) const {
     return {zeros.data(), dtype, tokens, heads, head_dim};
   }
@@ -85,9 +92,9 @@ TEST_F(CacheErrorsTest, LayersComeInOrder) {
               }),
               HasSubstr("Append it first"));
   EXPECT_THAT(ErrorOf([&] { c.cache.Commit(busy); }), HasSubstr("append the others, or Cancel"));
-  c.cache.Append(0, busy, Zeros(2), Zeros(2));
+  AppendRightly(0);
   EXPECT_THAT(ErrorOf([&] { c.cache.Append(0, busy, Zeros(2), Zeros(2)); }), HasSubstr("layer 1 is next"));
-  c.cache.Append(1, busy, Zeros(2), Zeros(2));
+  AppendRightly(1);
   EXPECT_THAT(ErrorOf([&] { c.cache.Append(1, busy, Zeros(2), Zeros(2)); }), HasSubstr("all have been appended"));
 }
 
@@ -102,7 +109,7 @@ TEST_F(CacheErrorsTest, ShapesAndTypes) {
                 c.cache.Append(0, busy, {nullptr, Dtype::kF32, 2, 1, 32}, Zeros(2));
               }),
               HasSubstr("null pointer"));
-  c.cache.Append(0, busy, Zeros(2), Zeros(2));
+  AppendRightly(0);
   EXPECT_THAT(ErrorOf([&] {
                 c.cache.Attend(0, busy, Zeros(2, 0), {zeros.data(), Dtype::kF32, 2, 0, 32});
               }),

@@ -42,7 +42,7 @@ class CacheModel {
       : options(options), sealed_capacity(sealed_pages), f16_capacity(f16_pages) {
     row_values = int64_t{options.shape.num_kv_heads} * options.shape.head_dim;
     for (int layer = 0; layer < options.num_layers; ++layer) {
-      const Recipe r = options.recipe.ForLayer(layer);
+      const Recipe r = options.recipe.ForModel(options.num_layers).ForLayer(layer);
       formats.push_back(
           {MakePageLayout(r.k, Side::kKey, options.shape), MakePageLayout(r.v, Side::kValue, options.shape)});
       sinks.push_back(r.sink_tokens);
@@ -227,6 +227,23 @@ class CacheModel {
       if (Layout(slot / 2, Side{slot % 2}).page_bytes > 0) values += sinks[static_cast<size_t>(slot / 2)] * row_values;
     }
     return static_cast<int64_t>(first_pages.size()) * values * 2;
+  }
+
+  /// Pages that are sealed, not only about to be.
+  int64_t NumSealed() const { return static_cast<int64_t>(images.size()); }
+
+  /// 16-bit rows of committed tokens, a shared page once.
+  int64_t RowBytes() const {
+    std::map<int64_t, int64_t> tokens;  // [page number]
+    for (const auto& [id, seq] : sequences) {
+      for (int64_t page = seq.num_sealed; page < static_cast<int64_t>(seq.pages.size()); ++page) {
+        int64_t& most = tokens[seq.pages[static_cast<size_t>(page)]];
+        most = std::max(most, std::min<int64_t>(kPageTokens, std::ssize(seq.tokens) - page * kPageTokens));
+      }
+    }
+    int64_t rows = 0;
+    for (const auto& [page, count] : tokens) rows += count;
+    return rows * options.num_layers * 2 * row_values * 2;
   }
 
   CacheOptions options;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "src/core/virtual_memory.h"
 #include "tests/cache/toy_cache.h"
 
 namespace kvrazor::test {
@@ -241,6 +242,11 @@ TEST(CachePoolTest, PlannedPoolsNeverRunOutWithinTheLimits) {
   }
 }
 
+int64_t WholeSystemPages(int64_t bytes) {
+  const int64_t unit = AddressRange::SystemPageBytes();
+  return (bytes + unit - 1) / unit * unit;
+}
+
 TEST(CacheStatsTest, BytesAreThoseOfTheLayout) {
   ToyCache c("razor-2;1=f16", 10, 10, 3, {2, 64});
   const int64_t page = c.cache.layout(0, Side::kKey).page_bytes + c.cache.layout(0, Side::kValue).page_bytes;
@@ -249,10 +255,10 @@ TEST(CacheStatsTest, BytesAreThoseOfTheLayout) {
   const CacheStats s = c.cache.Stats();
   EXPECT_EQ(s.sealed_bytes, 2 * 2 * page);  // 2 pages of layers 0 and 2
   EXPECT_EQ(s.f16_side_bytes, 2 * 2 * f16_side);
-  EXPECT_EQ(s.window_bytes, 2 * 3 * 2 * f16_side);
-  EXPECT_EQ(s.exact_bytes, 2 * 2 * 4 * 2 * 64 * 2);  // 2 layers, both sides, 4 sinks
-  EXPECT_GE(s.table_bytes, 2 * 2 * 64 * 64 * 4);     // second moments of 2 layers
-  EXPECT_LT(s.table_bytes, 2 * 2 * 64 * 64 * 4 + 4096);
+  EXPECT_EQ(s.window_bytes, 3 * 2 * (f16_side + WholeSystemPages(2 * 64 * 2)));  // a full page, and one row
+  EXPECT_EQ(s.exact_bytes, 2 * 2 * 4 * 2 * 64 * 2);                              // 2 layers, both sides, 4 sinks
+  EXPECT_GE(s.table_bytes, 2 * SecondMoment::BytesFor({2, 64}));                 // second moments of 2 layers
+  EXPECT_LT(s.table_bytes, 2 * SecondMoment::BytesFor({2, 64}) + 4096);
   EXPECT_DOUBLE_EQ(s.bits_per_value,
                    8.0 * static_cast<double>(2 * page + 2 * f16_side) / static_cast<double>(3 * 2 * P * 2 * 64));
   const CachePlan plan = PlanCache(c.options);
@@ -261,6 +267,34 @@ TEST(CacheStatsTest, BytesAreThoseOfTheLayout) {
   c.cache.Free(a);
   EXPECT_EQ(c.cache.Stats().total_bytes, c.cache.Stats().table_bytes);
   EXPECT_GE(c.cache.Stats().peak_bytes, s.total_bytes);
+}
+
+// Rows take memory as they come, and leave it when they are rolled back or sealed; at no time do a page's rows and its sealed
+// bytes stand beside each other in all layers.
+TEST(CacheStatsTest, WindowsTakeWhatTheirRowsTake) {
+  ToyCache c("oscar", 10, 10, 8, {2, 64});
+  const int64_t row = 2 * 64 * 2, sides = 8 * 2;
+  const SequenceId a = c.Make(1, 40);
+  EXPECT_EQ(c.cache.Stats().window_bytes, sides * WholeSystemPages(40 * row));
+  ASSERT_EQ(c.Feed(a, 100, 60), Status::kOk);
+  EXPECT_EQ(c.cache.Stats().window_bytes, sides * WholeSystemPages(100 * row));
+  ASSERT_EQ(c.Start(a, 200, 100), Status::kOk);
+  c.cache.Cancel(a);
+  EXPECT_EQ(c.cache.Stats().window_bytes, sides * WholeSystemPages(100 * row));
+  c.cache.RollBack(a, 90);
+  EXPECT_EQ(c.cache.Stats().window_bytes, sides * WholeSystemPages(10 * row));
+  ASSERT_EQ(c.Feed(a, 300, 2 * P - 11), Status::kOk);
+  const CacheStats before = c.cache.Stats();
+  EXPECT_EQ(before.window_bytes, sides * (P * row + WholeSystemPages((P - 1) * row)));
+  ASSERT_EQ(c.Feed(a, 900, 1), Status::kOk);
+  const CacheStats after = c.cache.Stats();
+  EXPECT_EQ(after.sealed_pages_used, 1);
+  EXPECT_EQ(after.window_bytes, sides * P * row);
+  const int64_t sealed_at_once =
+      2 * (c.cache.layout(0, Side::kKey).page_bytes + c.cache.layout(0, Side::kValue).page_bytes);
+  EXPECT_LE(after.peak_bytes, sides * 2 * P * row + sealed_at_once + after.table_bytes);
+  c.cache.Free(a);
+  EXPECT_EQ(c.cache.Stats().window_bytes, 0);
 }
 
 TEST(CacheQueriesTest, TakesThePositionsThatAreMultiplesOfTheStride) {

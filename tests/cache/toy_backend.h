@@ -90,6 +90,8 @@ class ToyBackend : public Backend {
     moment.set_count(moment.count() + int64_t{(qo_len + stride - 1) / stride} * num_qo_heads);
   }
 
+  WorkspaceBytes Workspace(const LayerFormat&, int) const override { return {}; }
+
   void Attend(const AttendArgs& args, Executor& executor) const override {
     CheckAttendArgs(args);
     const PageLayout& layout = args.format->k;

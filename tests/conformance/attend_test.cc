@@ -16,6 +16,7 @@
 #include "reference/codes.h"
 #include "reference/half.h"
 #include "reference/rotate.h"
+#include "reference/seal_codebook.h"
 #include "tests/conformance/cases.h"
 
 namespace kvrazor::conformance {
@@ -163,27 +164,41 @@ class Sequence {
 
 bool IsPacked(const PageSide& side, int token) { return side.sealed && !side.exact.Test(token); }
 
+/// Size of the code of a value, about the middle where the codec is centred, in the kernel's units of it.
+double CodeSize(const PageLayout& layout, const std::byte* page, int head, int token, int channel) {
+  const int code = reference::GetCode(layout, page, head, token, channel);
+  if (layout.recipe.codec == Codec::kAffine) return code;
+  if (layout.recipe.codec == Codec::kCodebook) {
+    static const reference::GridLevels grids[] = {reference::CodebookLevels(2), reference::CodebookLevels(3),
+                                                  reference::CodebookLevels(4)};
+    return std::abs(grids[layout.recipe.bits - 2].levels[static_cast<size_t>(code)]);
+  }
+  return std::abs(code - 0.5 * ((1 << layout.recipe.bits) - 1));
+}
+
 /// What rounding the operand adds to q.k of a packed token.
 double KeyOperandError(const PageLayout& layout, const PageSide& page, int head, int token,
                        const std::vector<double>& q) {
-  const double half = 0.5 * ((1 << layout.recipe.bits) - 1);
+  const bool affine = layout.recipe.codec == Codec::kAffine;
+  const bool per_token = affine && layout.recipe.axis == Axis::kPerToken;
   double codes = 0, largest = 0;
   for (int c = 0; c < layout.shape.head_dim; ++c) {
-    const int code = reference::GetCode(layout, page.sealed, head, token, c);
-    double scale = 1;
-    if (layout.recipe.codec == Codec::kAffine) {
-      const int64_t group = int64_t{token / layout.recipe.group_size} * layout.shape.head_dim + c;
-      scale = reference::DecodeF16(reference::GetU16(layout, page.sealed, head, layout.scale_at, group));
-      codes += code;
-    } else {
-      codes += std::abs(code - half);
+    double inside = 1, around = 1;  // scales in the operand, and on the integer sums
+    if (affine) {
+      const int64_t group = per_token ? int64_t{c / layout.recipe.group_size} * kPageTokens + token
+                                      : int64_t{token / layout.recipe.group_size} * layout.shape.head_dim + c;
+      (per_token ? around : inside) =
+          reference::DecodeF16(reference::GetU16(layout, page.sealed, head, layout.scale_at, group));
     }
-    largest = std::max(largest, std::abs(q[c]) * scale);
+    codes += around * CodeSize(layout, page.sealed, head, token, c);
+    largest = std::max(largest, std::abs(q[c]) * inside);
   }
   double outside = 1;
   if (layout.recipe.codec == Codec::kRazorKey) {
     outside = reference::DecodeE3M5(reference::GetU8(layout, page.sealed, head, layout.scale_at, token),
                                     reference::GetHeadScalar(layout, page.sealed, head, 1));
+  } else if (layout.recipe.codec == Codec::kCodebook) {
+    outside = reference::DecodeF16(reference::GetU16(layout, page.sealed, head, layout.norm_at, token));
   } else if (layout.token_scale_at >= 0) {
     outside = reference::DecodeF16(reference::GetTokenScale(layout, page.sealed, token));
   }
@@ -197,24 +212,33 @@ std::vector<double> ValueOperandError(const PageLayout& layout, const AttendPage
   const int dim = layout.shape.head_dim;
   const std::byte* bytes = page.v.sealed;
   const double half = 0.5 * ((1 << layout.recipe.bits) - 1);
+  const bool razor = layout.recipe.codec == Codec::kRazorValue;
   std::vector<double> error(static_cast<size_t>(dim));
   for (int c = 0; c < dim; ++c) {
-    double codes = 0, largest = 0, outside = 1, centre = 0;
-    if (layout.recipe.codec == Codec::kRazorValue) {
-      outside = reference::DecodeE5M3(reference::GetU8(layout, bytes, head, layout.scale_at, c));
-      centre = static_cast<int8_t>(reference::GetU8(layout, bytes, head, layout.centre_at, c)) / 8.0 - half;
-    }
+    double codes = 0, largest = 0;
     for (int t = 0; t < page.num_tokens; ++t) {
       if (!IsPacked(page.v, t)) continue;
-      codes += std::abs(reference::GetCode(layout, bytes, head, t, c) + centre);
-      const double inside =
-          layout.recipe.codec == Codec::kRazorValue
-              ? reference::DecodeE5M3(reference::GetU8(layout, bytes, head, layout.norm_at, t))
-              : reference::DecodeF16(reference::GetU16(layout, bytes, head, layout.scale_at,
-                                                       int64_t{c / layout.recipe.group_size} * kPageTokens + t));
-      largest = std::max(largest, weights[t] * inside);
+      const int code = reference::GetCode(layout, bytes, head, t, c);
+      if (razor) {
+        const int64_t at = int64_t{t / layout.tokens_per_group()} * dim + c;
+        const double scale = reference::DecodeE5M3(reference::GetU8(layout, bytes, head, layout.scale_at, at));
+        const double centre =
+            static_cast<int8_t>(reference::GetU8(layout, bytes, head, layout.centre_at, at)) / 8.0 - half;
+        codes += scale * std::abs(code + centre);
+        largest = std::max(
+            largest, weights[t] * reference::DecodeE5M3(reference::GetU8(layout, bytes, head, layout.norm_at, t)));
+      } else if (layout.recipe.codec == Codec::kCodebook) {
+        codes += CodeSize(layout, bytes, head, t, c);
+        largest = std::max(
+            largest, weights[t] * reference::DecodeF16(reference::GetU16(layout, bytes, head, layout.norm_at, t)));
+      } else {
+        const int64_t group = int64_t{c / layout.recipe.group_size} * kPageTokens + t;
+        codes += code;
+        largest = std::max(
+            largest, weights[t] * reference::DecodeF16(reference::GetU16(layout, bytes, head, layout.scale_at, group)));
+      }
     }
-    error[c] = outside * codes * largest / kOperandSteps;
+    error[c] = codes * largest / kOperandSteps;
   }
   return error;
 }

@@ -28,15 +28,13 @@ std::string TargetName(int64_t target) { return hwy::TargetName(target); }
 std::vector<std::string> SealedRecipes() {
   std::vector<std::string> texts;
   for (const Method& method : Methods()) {
-    const Recipe& r = method.recipe;
-    if (r.is_f16()) continue;
-    texts.push_back(method.name);
-    texts.push_back(method.name + ":k4,v4");
-    if (r.k.codec == Codec::kAffine && r.v.codec == Codec::kAffine) {
-      texts.push_back(method.name + ":k2g64,v2g64");
-      texts.push_back(method.name + ":k2g128,v4g128");
-    }
+    if (!method.recipe.is_f16()) texts.push_back(method.name);
   }
+  for (const char* text :
+       {"kivi:k4,v4", "kivi:k3,v3", "kivi:k2g64,v2g64", "kivi:k2g128,v4g128", "oscar:k4,v4", "oscar:k3g64,v3g64",
+        "oscar:k2g128,v4g128", "razor-2:k4,v4", "razor-2:k3,v3", "razor-2r:k4,v2g64", "razor-3v:v4g32",
+        "quarot:k4g64,v3g32", "quarot-sym:k4,v4", "turboquant-3:k4,v4"})
+    texts.push_back(text);
   return texts;
 }
 
@@ -166,7 +164,7 @@ class PageMaker {
     page_.moment = SecondMoment(shape_);
     page_.has_moment = true;
     for (int h = 0; h < shape_.num_kv_heads; ++h) {
-      float* moment = page_.moment.head(h);
+      std::vector<float> moment(static_cast<size_t>(shape_.head_dim * shape_.head_dim));
       for (int i = 0; i < num_queries; ++i) {
         std::vector<double> q(static_cast<size_t>(shape_.head_dim));
         for (double& x : q) x = Normal();
@@ -175,6 +173,7 @@ class PageMaker {
           for (int b = 0; b < shape_.head_dim; ++b) moment[a * shape_.head_dim + b] += static_cast<float>(q[a] * q[b]);
         }
       }
+      page_.moment.Add(h, moment.data());
     }
     page_.moment.set_count(num_queries);
   }

@@ -46,6 +46,7 @@ struct Trial {
 double RowError(const Trial& trial, int token, int head);
 
 void JudgeAffine(const Trial& trial, Verdict& verdict);
+void JudgeCodebook(const Trial& trial, Verdict& verdict);
 void JudgeRazorKey(const Trial& trial, Verdict& verdict);
 void JudgeRazorValue(const Trial& trial, Verdict& verdict);
 

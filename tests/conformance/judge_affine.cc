@@ -53,10 +53,13 @@ bool Fits(const Group& group, double zero, double scale, double scale_error, int
   return true;
 }
 
-void JudgeRounded(const Group& group, double low, Interval scale, int bits, Verdict& verdict) {
+/// The rounded kinds. `least` is the smallest value; low and scale are what its kind makes of the range.
+void JudgeRounded(const Group& group, const SideRecipe& recipe, double least, double low, Interval scale,
+                  Verdict& verdict) {
+  const int bits = recipe.bits;
   if (!IsRoundingOf(group.scale, scale)) return verdict.Fault(group.name + ": scale");
   if (DecodeF16(group.scale) == 0) {
-    if (!IsRoundingOf(group.offset, Interval::Around(low, group.error)))
+    if (!IsRoundingOf(group.offset, Interval::Around(least, group.error)))
       verdict.Fault(group.name + ": offset of a flat group");
     for (const int code : group.codes)
       if (code != 0) return verdict.Fault(group.name + ": code of a flat group");
@@ -67,13 +70,16 @@ void JudgeRounded(const Group& group, double low, Interval scale, int bits, Verd
   if (s_error > s / 8) {  // the range is noise: any grid over it will do
     for (size_t i = 0; i < group.values.size(); ++i) {
       const double back = DecodeF16(group.scale) * group.codes[i] + DecodeF16(group.offset);
-      const double allowed = (1 << bits) * (s + s_error) + 2 * group.error + 0x1p-10 * std::abs(group.values[i]);
+      const double clipped = (1 - recipe.clip_percent / 100.0) * std::abs(group.values[i]);
+      const double allowed =
+          (1 << bits) * (s + s_error) + 2 * group.error + 0x1p-10 * std::abs(group.values[i]) + clipped;
       if (std::abs(back - group.values[i]) > allowed) return verdict.Fault(group.name + ": value of a noisy group");
     }
     return;
   }
-  const double zero = -low / s;
-  const double zero_error = group.error / s + std::abs(zero) * (s_error / s + Gamma(1));
+  const bool symmetric = recipe.zero_point == ZeroPoint::kSymmetric;
+  const double zero = symmetric ? 1 << (bits - 1) : -low / s;
+  const double zero_error = symmetric ? 0.0 : group.error / s + std::abs(zero) * (s_error / s + Gamma(2));
   for (double z = RoundHalfEven(zero - zero_error); z <= RoundHalfEven(zero + zero_error); ++z) {
     if (Fits(group, z, s, s_error, bits)) return;
   }
@@ -104,9 +110,9 @@ std::vector<double> JudgeNorms(const Trial& trial, Verdict& verdict) {
 void JudgeAffine(const Trial& trial, Verdict& verdict) {
   const PageLayout& layout = trial.layout;
   const SideRecipe& recipe = layout.recipe;
-  const bool keys = layout.side == Side::kKey;
-  const int num_lines = keys ? layout.shape.head_dim : kPageTokens;
-  const int along = keys ? kPageTokens : layout.shape.head_dim;
+  const bool per_channel = recipe.axis == Axis::kPerChannel;
+  const int num_lines = per_channel ? layout.shape.head_dim : kPageTokens;
+  const int along = per_channel ? kPageTokens : layout.shape.head_dim;
   const std::vector<double> norms = JudgeNorms(trial, verdict);
   for (int h = 0; h < layout.shape.num_kv_heads; ++h) {
     std::vector<double> row_error;
@@ -119,8 +125,8 @@ void JudgeAffine(const Trial& trial, Verdict& verdict) {
         group.scale = reference::GetU16(layout, trial.page, h, layout.scale_at, index);
         group.offset = reference::GetU16(layout, trial.page, h, layout.offset_at, index);
         for (int i = first; i < first + recipe.group_size; ++i) {
-          const int token = keys ? i : line;
-          const int channel = keys ? line : i;
+          const int token = per_channel ? i : line;
+          const int channel = per_channel ? line : i;
           const int code = reference::GetCode(layout, trial.page, h, token, channel);
           if (trial.exact.Test(token)) {
             if (code != 0) verdict.Fault(group.name + ": code of an exact token");
@@ -136,14 +142,22 @@ void JudgeAffine(const Trial& trial, Verdict& verdict) {
           if (group.scale != 0 || group.offset != 0) verdict.Fault(group.name + ": parameters of exact tokens");
           continue;
         }
-        const double low = *std::min_element(group.values.begin(), group.values.end());
-        const double high = *std::max_element(group.values.begin(), group.values.end());
-        const double scale = (high - low) / ((1 << recipe.bits) - 1);
-        const Interval scales = Interval::Around(scale, 2 * group.error / ((1 << recipe.bits) - 1) + Gamma(2) * scale);
+        const double least = *std::min_element(group.values.begin(), group.values.end());
+        const double most = *std::max_element(group.values.begin(), group.values.end());
+        const double clip = recipe.clip_percent / 100.0;
+        const bool with_zero = recipe.zero_point == ZeroPoint::kRoundedWithZero;
+        const double low = clip * (with_zero ? std::min(least, 0.0) : least);
+        const double high = clip * (with_zero ? std::max(most, 0.0) : most);
+        const bool symmetric = recipe.zero_point == ZeroPoint::kSymmetric;
+        const double steps = symmetric ? (1 << (recipe.bits - 1)) - 1 : (1 << recipe.bits) - 1;
+        const double scale = (symmetric ? clip * std::max(std::abs(least), std::abs(most)) : high - low) / steps;
+        const double clip_error = Gamma(2) * (std::abs(low) + std::abs(high)) / steps;
+        const Interval scales =
+            Interval::Around(scale, 2 * group.error / steps + Gamma(4) * scale + (clip < 1 ? clip_error : 0.0));
         if (recipe.zero_point == ZeroPoint::kFloatMin) {
           JudgeFloatMin(group, Interval::Around(low, group.error), scales, recipe.bits, verdict);
         } else {
-          JudgeRounded(group, low, scales, recipe.bits, verdict);
+          JudgeRounded(group, recipe, least, low, scales, verdict);
         }
       }
     }

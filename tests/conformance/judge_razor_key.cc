@@ -118,8 +118,18 @@ Interval GainedScale(const Token& token, const Feedback& feedback, const std::ve
   return gained;
 }
 
+/// By how much f32 may misjudge the error of a scale.
+double Slack(const Token& token) {
+  double squares = 0;
+  for (const double x : token.r) squares += x * x;
+  const double n = static_cast<double>(token.r.size());
+  return Gamma(3 * n) * squares + 2 * token.error * std::sqrt(n * squares);
+}
+
 /// The search with f32's ties decided one way, the other way, or as they fall: growing or shrinking all values but the
-/// largest, which sets the starting scales, by a little decides them.
+/// largest, which sets the starting scales, by a little decides them. Each way leads to candidates of its own, of which it
+/// takes the best, or one whose error f32 cannot tell from the best's: errors are ranked by what a scale explains,
+/// <r, l>^2 / <l, l>: two sums of D terms, at most sum r^2.
 std::vector<reference::ScaleCandidate> Candidates(const Token& token, double largest) {
   std::vector<reference::ScaleCandidate> all;
   const double nudge = 1e-6 + 2 * token.error / largest;
@@ -128,7 +138,12 @@ std::vector<reference::ScaleCandidate> Candidates(const Token& token, double lar
     for (double& x : moved) {
       if (std::abs(x) != largest) x *= 1 + by;
     }
-    for (const reference::ScaleCandidate& c : reference::RazorScaleCandidates(moved, token.bits)) all.push_back(c);
+    const std::vector<reference::ScaleCandidate> found = reference::RazorScaleCandidates(moved, token.bits);
+    double least = std::numeric_limits<double>::infinity();
+    for (const reference::ScaleCandidate& c : found) least = std::min(least, c.error);
+    for (const reference::ScaleCandidate& c : found) {
+      if (c.error <= least + Slack(token)) all.push_back(c);
+    }
   }
   return all;
 }
@@ -150,24 +165,20 @@ Interval JudgeToken(const Token& token, const Feedback& feedback, Verdict& verdi
     verdict.Fault(token.name + ": no scale gives these codes");
     return anything;
   }
-  // Errors are ranked by what a scale explains, <r, l>^2 / <l, l>: two sums of D terms, at most sum r^2.
-  double squares = 0;
-  for (const double x : token.r) squares += x * x;
-  const double tie =
-      best->error + Gamma(3.0 * token.r.size()) * squares + 2 * token.error * std::sqrt(token.r.size() * squares);
+  const double tie = best->error + Slack(token);
   const double s = std::clamp(best->scale, scales.low, scales.high);
   // Among candidates that f32 may rank differently any may have been taken; else the best itself, up to its error.
   const double around = 1e-5 * best->scale + 4 * token.error;
   bool is_best = NearestError(token, s) <= tie;
   for (const reference::ScaleCandidate& c : candidates) {
-    is_best = is_best || (c.error <= tie && scales.low - around <= c.scale && c.scale <= scales.high + around);
+    is_best = is_best || (scales.low - around <= c.scale && c.scale <= scales.high + around);
   }
   if (!is_best) verdict.Fault(token.name + ": scale is not the best");
   // s itself is not stored. It is one of the candidates, or near the best: narrow the interval to what was found to
   // fit.
   Interval s_range = {std::max(scales.low, s - around), std::min(scales.high, s + around)};
   for (const reference::ScaleCandidate& c : candidates) {
-    if (c.error > tie || !scales.Contains(c.scale)) continue;
+    if (!scales.Contains(c.scale)) continue;
     s_range = {std::min(s_range.low, c.scale), std::max(s_range.high, c.scale)};
   }
   return GainedScale(token, feedback, sums, s_range);
@@ -197,6 +208,35 @@ std::vector<double> JudgeMean(const Trial& trial, int h, double row_error, Verdi
   return mean;
 }
 
+/// The stored factor of the mean: the rounding of <y, m> / <m, m>, two sums of D products, y within its error.
+double JudgeMeanFactor(const Trial& trial, int h, int t, const std::vector<double>& mean, const std::string& name,
+                       Verdict& verdict) {
+  const PageLayout& layout = trial.layout;
+  if (!layout.recipe.rank_one_mean) return 1;
+  const uint16_t stored = reference::GetU16(layout, trial.page, h, layout.mean_factor_at, t);
+  if (trial.exact.Test(t)) {
+    if (stored != 0) verdict.Fault(name + ": mean factor of an exact token");
+    return 0;
+  }
+  const std::vector<double> y = trial.rows.Row(t, h);
+  const double factor = reference::MeanFactor(y, mean);
+  double square = 0, magnitude = 0, sum = 0;
+  for (size_t c = 0; c < y.size(); ++c) {
+    square += mean[c] * mean[c];
+    magnitude += std::abs(y[c] * mean[c]);
+    sum += std::abs(mean[c]);
+  }
+  const double dim = static_cast<double>(y.size());
+  const double error = square > 0 ? (Gamma(dim + 2) * magnitude + RowError(trial, t, h) * sum) / square +
+                                        Gamma(dim + 4) * std::abs(factor)
+                                  : 0.0;
+  const double low = reference::DecodeF16(reference::EncodeFiniteF16(factor - error));
+  const double high = reference::DecodeF16(reference::EncodeFiniteF16(factor + error));
+  const double got = reference::DecodeF16(stored);
+  if (got < low || got > high) verdict.Fault(name + ": mean factor");
+  return got;
+}
+
 void JudgeHead(const Trial& trial, int h, Verdict& verdict) {
   const PageLayout& layout = trial.layout;
   const int dim = layout.shape.head_dim;
@@ -214,13 +254,14 @@ void JudgeHead(const Trial& trial, int h, Verdict& verdict) {
     token.name = head_name + " token " + std::to_string(t);
     token.bits = layout.recipe.bits;
     token.error = RowError(trial, t, h);
+    const double factor = JudgeMeanFactor(trial, h, t, mean, token.name, verdict);
     for (int c = 0; c < dim; ++c) {
       const int code = reference::GetCode(layout, trial.page, h, t, c);
       if (trial.exact.Test(t) && code != 0) verdict.Fault(token.name + ": code of an exact token");
       token.levels.push_back(code - token.largest_level());
-      token.r.push_back(trial.rows(t, h, c) - mean[c]);
+      token.r.push_back(trial.rows(t, h, c) - factor * mean[c]);
       token.error =
-          std::max(token.error, RowError(trial, t, h) + Gamma(2) * (std::abs(mean[c]) + std::abs(token.r[c])));
+          std::max(token.error, RowError(trial, t, h) + Gamma(3) * (std::abs(factor * mean[c]) + std::abs(token.r[c])));
     }
     if (trial.exact.Test(t)) continue;
     scales[t] = JudgeToken(token, feedback, verdict);

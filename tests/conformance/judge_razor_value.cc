@@ -108,6 +108,7 @@ void JudgeChannel(const Channel& channel, int bits, Verdict& verdict) {
 void JudgeRazorValue(const Trial& trial, Verdict& verdict) {
   const PageLayout& layout = trial.layout;
   const int dim = layout.shape.head_dim;
+  const int group_tokens = layout.recipe.group_size > 0 ? layout.recipe.group_size : kPageTokens;
   for (int h = 0; h < layout.shape.num_kv_heads; ++h) {
     std::vector<int> tokens;
     std::vector<double> norms(kPageTokens), row_errors(kPageTokens);
@@ -128,12 +129,16 @@ void JudgeRazorValue(const Trial& trial, Verdict& verdict) {
       norms[t] = DecodeE5M3(stored);
       row_errors[t] = RowError(trial, t, h);
     }
-    for (int c = 0; c < dim; ++c) {
+    for (int i = 0; i < kPageTokens / group_tokens * dim; ++i) {
+      const int c = i % dim;
+      const int first = i / dim * group_tokens;
       Channel channel;
-      channel.name = "head " + std::to_string(h) + " channel " + std::to_string(c);
-      channel.scale = reference::GetU8(layout, trial.page, h, layout.scale_at, c);
-      channel.centre = static_cast<int8_t>(reference::GetU8(layout, trial.page, h, layout.centre_at, c));
+      channel.name =
+          "head " + std::to_string(h) + " tokens from " + std::to_string(first) + " channel " + std::to_string(c);
+      channel.scale = reference::GetU8(layout, trial.page, h, layout.scale_at, i);
+      channel.centre = static_cast<int8_t>(reference::GetU8(layout, trial.page, h, layout.centre_at, i));
       for (const int t : tokens) {
+        if (t < first || t >= first + group_tokens) continue;
         channel.u.push_back(norms[t] > 0 ? trial.rows(t, h, c) / norms[t] : 0.0);
         channel.codes.push_back(reference::GetCode(layout, trial.page, h, t, c));
         if (norms[t] > 0)

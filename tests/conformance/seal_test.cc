@@ -59,6 +59,7 @@ class SealTest : public testing::TestWithParam<SealCase> {
     switch (layout_.recipe.codec) {
       case Codec::kF16: break;
       case Codec::kAffine: JudgeAffine(trial, verdict); break;
+      case Codec::kCodebook: JudgeCodebook(trial, verdict); break;
       case Codec::kRazorKey: JudgeRazorKey(trial, verdict); break;
       case Codec::kRazorValue: JudgeRazorValue(trial, verdict); break;
     }
@@ -86,7 +87,8 @@ double AllowedBytes(const PageLayout& layout, PageKind kind) {
   const double line = std::max(kPageTokens, layout.shape.head_dim) * layout.recipe.bits / 8.0 + 4;
   switch (layout.recipe.codec) {
     case Codec::kF16: break;
-    case Codec::kAffine: return line;
+    case Codec::kAffine:
+    case Codec::kCodebook: return line;
     case Codec::kRazorKey: return 0.004 * bytes + line;
     case Codec::kRazorValue: return 0.002 * bytes + line;
   }

@@ -24,6 +24,15 @@ TEST(CacheChoiceTest, EveryMethodIsARecipe) {
   EXPECT_TRUE(ParseCacheChoice("razor-2:sinks=8").packed);
 }
 
+TEST(CacheChoiceTest, SharesOfTheLayersAreNamedByIndex) {
+  const CacheChoice choice = ParseCacheChoice("razor-2.5:sinks=8");
+  const CacheChoice resolved = ForLayers(choice, 30);
+  EXPECT_EQ(resolved.recipe, "razor-2:sinks=8;15-29=razor-2:k3");
+  EXPECT_EQ(resolved.name, choice.name);
+  EXPECT_EQ(ForLayers(ParseCacheChoice("razor-2"), 30).recipe, "razor-2");
+  EXPECT_EQ(ForLayers(ParseCacheChoice("q8_0"), 30).name, "q8_0");
+}
+
 TEST(CacheChoiceTest, UnknownNamesGetTheParsersMessage) {
   std::string parser, choice;
   try {
@@ -38,6 +47,16 @@ TEST(CacheChoiceTest, UnknownNamesGetTheParsersMessage) {
   }
   EXPECT_FALSE(parser.empty());
   EXPECT_EQ(choice, parser);
+}
+
+TEST(CacheChoiceTest, NamesInAListMayHoldCommas) {
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(SplitCacheNames("f16,razor-2"), (Names{"f16", "razor-2"}));
+  EXPECT_EQ(SplitCacheNames("oscar:k2g128,v2g64,f16,razor-2:sinks=8,residual=256"),
+            (Names{"oscar:k2g128,v2g64", "f16", "razor-2:sinks=8,residual=256"}));
+  EXPECT_EQ(SplitCacheNames("kvrazor:f16"), (Names{"kvrazor:f16"}));
+  for (const char* bad : {"", "f16,", "f16,,kivi", "nonsense,f16", "f16,nonsense", "f16,kivi,f16"})
+    EXPECT_THROW(SplitCacheNames(bad), Error) << bad;
 }
 
 TEST(CacheChoiceTest, RequiringPackedOfALlamaTypeIsRefused) {

@@ -76,24 +76,39 @@ TEST(DistributionTest, ArgMaxTakesTheFirstOfEquals) {
 }
 
 TEST(DistributionTest, AgreementByHand) {
-  AgreementMeter meter;
-  meter.Add(Logs({0.5, 0.25, 0.25}), Logs({0.25, 0.25, 0.5}), 1);  // KLD 1/4 ln 2, next token has 1/4, other top
-  meter.Add(Logs({0.5, 0.25, 0.25}), Logs({0.5, 0.25, 0.25}), 0);  // KLD 0, next token has 1/2, same top
-  const Agreement a = meter.Result();
+  // KLD 1/4 ln 2, next token has 1/4, other top; KLD 0, next token has 1/2, same top
+  const std::vector<PositionAgreement> positions = {
+      ComparePosition(7, Logs({0.5, 0.25, 0.25}), Logs({0.25, 0.25, 0.5}), 1),
+      ComparePosition(9, Logs({0.5, 0.25, 0.25}), Logs({0.5, 0.25, 0.25}), 0)};
+  EXPECT_EQ(positions[0].position, 7);
+  const Agreement a = Summarize(positions);
   EXPECT_EQ(a.positions, 2);
-  EXPECT_NEAR(a.ppl, std::sqrt(8.0), 1e-5);  // exp of the mean of ln 4 and ln 2
+  EXPECT_NEAR(a.ppl, std::sqrt(8.0), 1e-5);          // exp of the mean of ln 4 and ln 2
+  EXPECT_NEAR(a.nll_se, 0.5 * std::log(2.0), 1e-6);  // two values that differ by d: standard error of the mean d / 2
   EXPECT_NEAR(a.kld_mean, std::log(2.0) / 8, 1e-6);
+  EXPECT_NEAR(a.kld_se, std::log(2.0) / 8, 1e-6);
   EXPECT_NEAR(a.kld_median, std::log(2.0) / 8, 1e-6);
   EXPECT_NEAR(a.kld_p99, 0.99 * std::log(2.0) / 4, 1e-6);
+  EXPECT_NEAR(a.kld_p999, 0.999 * std::log(2.0) / 4, 1e-6);
+  EXPECT_NEAR(a.kld_max, std::log(2.0) / 4, 1e-6);
+  EXPECT_EQ(a.worst_index, 0);
   EXPECT_EQ(a.same_top1, 0.5);
 }
 
+TEST(DistributionTest, WithoutAReferenceOnlyTheLikelihoodCounts) {
+  const PositionAgreement p = ComparePosition(3, {}, Logs({0.25, 0.75}), 0);
+  EXPECT_NEAR(p.nll, std::log(4.0), 1e-6);
+  EXPECT_EQ(p.kld, 0);
+  const Agreement a = Summarize(std::span(&p, 1));
+  EXPECT_NEAR(a.ppl, 4, 1e-5);
+  EXPECT_EQ(a.nll_se, 0);  // one value says nothing about the spread
+}
+
 TEST(DistributionTest, AgreementRefusesMisuse) {
-  AgreementMeter meter;
-  EXPECT_THROW(meter.Result(), Error);
-  EXPECT_THROW(meter.Add(Logs({0.5, 0.5}), Logs({1}), 0), Error);
-  EXPECT_THROW(meter.Add(Logs({0.5, 0.5}), Logs({0.5, 0.5}), 2), Error);
-  EXPECT_THROW(meter.Add(Logs({0.5, 0.5}), Logs({0.5, 0.5}), -1), Error);
+  EXPECT_THROW(Summarize({}), Error);
+  EXPECT_THROW(ComparePosition(0, Logs({0.5, 0.5}), Logs({1}), 0), Error);
+  EXPECT_THROW(ComparePosition(0, Logs({0.5, 0.5}), Logs({0.5, 0.5}), 2), Error);
+  EXPECT_THROW(ComparePosition(0, Logs({0.5, 0.5}), Logs({0.5, 0.5}), -1), Error);
 }
 
 }  // namespace

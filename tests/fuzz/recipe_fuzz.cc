@@ -21,8 +21,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const std::string shortest = ToText(recipe);
   if (ParseRecipe(shortest) != recipe) fuzz::Crash("'" + shortest + "' reads back as another recipe");
   if (ToText(ParseRecipe(shortest)) != shortest) fuzz::Crash("'" + shortest + "' is not its own shortest text");
+  const Recipe model = recipe.ForModel(32);
+  Validate(model);
+  if (ParseRecipe(ToText(model)) != model) fuzz::Crash("'" + shortest + "' of 32 layers is '" + ToText(model) + "'");
   for (const int layer : {0, 1, 31}) {
-    const Recipe of_layer = recipe.ForLayer(layer);
+    const Recipe of_layer = model.ForLayer(layer);
     Validate(of_layer);
     try {
       if (MakePageLayout(of_layer.k, Side::kKey, {2, 64}).bits_per_value() > 17)
@@ -47,5 +50,6 @@ std::vector<std::string> fuzz::Seeds() {
           "razor-2;0-1=f16",
           "oscar;0=f16;2-5=kivi:k4g64,v4g128;30-31=razor-2:sinks=0",
           " kivi : k4 , v2g64 ; 3 = f16 ",
-          "razor-2;0-0=oscar:sinks=128"};
+          "razor-2;0-0=oscar:sinks=128",
+          "razor-2.5:sinks=8;0-40=f16;25%-50%=razor-3:v4g32;last2=quarot"};
 }

@@ -18,11 +18,19 @@ TEST(PageLayoutTest, BitsPerValueAreThoseOfTheDefinitions) {
     int head_dim;
     double k, v;
   };
-  for (const Case& c : {Case{"kivi", 128, 3.0, 3.0}, Case{"oscar", 128, 3.0 + 16.0 / (8 * 128), 3.0},
-                        Case{"oscar:k2g128,v2g128", 128, 2.25 + 16.0 / 1024, 2.25},
-                        Case{"razor-2", 64, 2.25 + 8 * 64.0 / (128 * 512), 2.25},
-                        Case{"razor-2", 128, 2.1875 + 8 * 64.0 / (128 * 1024), 2.1875},
-                        Case{"oscar:k4g32,v4g32", 64, 5.0 + 16.0 / 512, 5.0}, Case{"f16", 80, 16, 16}}) {
+  for (const Case& c :
+       {Case{"kivi", 128, 3.0, 3.0}, Case{"oscar", 128, 3.0 + 16.0 / (8 * 128), 3.0},
+        Case{"oscar:k2g128,v2g128", 128, 2.25 + 16.0 / 1024, 2.25},
+        Case{"razor-2", 64, 2.25 + 8 * 64.0 / (128 * 512), 2.25},
+        Case{"razor-2", 128, 2.1875 + 8 * 64.0 / (128 * 1024), 2.1875},
+        Case{"razor-2r", 64, 2.5 + 8 * 64.0 / (128 * 512), 2.25},
+        Case{"razor-2r", 128, 2.3125 + 8 * 64.0 / (128 * 1024), 2.1875},
+        Case{"razor-2:k3", 64, 3.25 + 8 * 64.0 / (128 * 512), 2.25},
+        Case{"razor-3", 64, 3.5 + 8 * 64.0 / (128 * 512), 2.25},
+        Case{"razor-3", 128, 3.3125 + 8 * 64.0 / (128 * 1024), 2.1875},
+        Case{"razor-3v", 64, 3.5 + 8 * 64.0 / (128 * 512), 2.625},
+        Case{"razor-3v", 128, 3.3125 + 8 * 64.0 / (128 * 1024), 2.5625}, Case{"kivi:k3g32,v3g64", 64, 4.0, 3.5},
+        Case{"oscar:k4g32,v4g32", 64, 5.0 + 16.0 / 512, 5.0}, Case{"f16", 80, 16, 16}}) {
     const Recipe r = ParseRecipe(c.recipe);
     EXPECT_DOUBLE_EQ(MakePageLayout(r.k, Side::kKey, {8, c.head_dim}).bits_per_value(), c.k)
         << c.recipe << " " << c.head_dim;
@@ -39,15 +47,20 @@ TEST(PageLayoutTest, PartsAreAlignedDisjointAndInside) {
           const PageLayout p = MakePageLayout(side == Side::kKey ? m.recipe.k : m.recipe.v, side, {heads, head_dim});
           if (p.recipe.codec == Codec::kF16) continue;
           const int64_t groups = p.recipe.group_size > 0 ? int64_t{kPageTokens} * head_dim / p.recipe.group_size : 0;
+          const int64_t token_groups = kPageTokens / p.tokens_per_group();
           std::vector<std::pair<int64_t, int64_t>> parts = {{p.codes_at, p.codes_bytes}};
           auto add = [&](int64_t at, int64_t bytes) {
             if (at >= 0) parts.emplace_back(at, bytes);
           };
-          add(p.scale_at, groups > 0 ? groups * 2 : side == Side::kKey ? kPageTokens : head_dim);
+          add(p.high_codes_at, kPageTokens * head_dim / 8);
+          add(p.scale_at, p.recipe.codec == Codec::kAffine ? groups * 2
+                          : side == Side::kKey             ? kPageTokens
+                                                           : token_groups * head_dim);
           add(p.offset_at, groups * 2);
           add(p.mean_at, head_dim * 2);
-          add(p.norm_at, kPageTokens);
-          add(p.centre_at, head_dim);
+          add(p.norm_at, p.recipe.codec == Codec::kCodebook ? kPageTokens * 2 : kPageTokens);
+          add(p.mean_factor_at, kPageTokens * 2);
+          add(p.centre_at, token_groups * head_dim);
           std::sort(parts.begin(), parts.end());
           int64_t end = 0;
           for (const auto& [at, bytes] : parts) {

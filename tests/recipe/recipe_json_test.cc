@@ -26,6 +26,8 @@ TEST(RecipeJsonTest, RoundTrips) {
   for (const Method& m : Methods()) EXPECT_EQ(ParseRecipeJson(ToJson(m.recipe)), m.recipe) << m.name;
   const Recipe r = ParseRecipe("oscar:k4g64,v2g128,residual=256,sinks=4;0-1=f16;7=razor-2");
   EXPECT_EQ(ParseRecipeJson(ToJson(r)), r);
+  const Recipe shares = ParseRecipe("razor-2.5;0-1=f16;last1=razor-3v");
+  EXPECT_EQ(ParseRecipeJson(ToJson(shares)), shares);
 }
 
 TEST(RecipeJsonTest, ErrorsNameTheField) {
@@ -35,8 +37,10 @@ TEST(RecipeJsonTest, ErrorsNameTheField) {
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","k":{"codec":"magic"}})"), HasSubstr("possible are f16, affine"));
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","k":{"bits":"two"}})"), HasSubstr("wrong type"));
   EXPECT_THAT(ErrorOf(R"({"name":"oscar","layers":3})"), HasSubstr("array"));
-  EXPECT_THAT(ErrorOf(R"({"name":"x","k":{"codec":"affine","bits":2,"group_size":32,"axis":"per-token"}})"),
-              HasSubstr("grouped per channel"));
+  EXPECT_THAT(ErrorOf(R"({"name":"x","v":{"codec":"affine","bits":2,"group_size":32,"axis":"per-channel"}})"),
+              HasSubstr("grouped per token"));
+  EXPECT_THAT(ErrorOf(R"({"name":"x","v":{"codec":"affine","bits":2,"group_size":32,"clip_percent":120}})"),
+              HasSubstr("50 to 100"));
   EXPECT_THAT(ErrorOf(R"({"k":{"codec":"affine","bits":2,"group_size":32}})"), HasSubstr("name is missing"));
 }
 

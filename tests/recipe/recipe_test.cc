@@ -64,10 +64,41 @@ TEST(RecipeTest, OverridesApplyToTheirLayersOnly) {
   EXPECT_EQ(r.ForLayer(6).k.codec, Codec::kRazorKey);
 }
 
+TEST(RecipeTest, SharesOfTheLayers) {
+  const Recipe r = ParseRecipe("razor-2;0=f16;25%-50%=oscar;75%-=kivi;last1=f16");
+  EXPECT_EQ(ToText(r), "razor-2;0=f16;25%-50%=oscar;75%-100%=kivi;last1=f16");
+  EXPECT_EQ(ParseRecipe(ToText(r)), r);
+  EXPECT_TRUE(r.depends_on_num_layers());
+  EXPECT_THROW(r.ForLayer(0), Error);
+  EXPECT_THROW(r.ForModel(0), Error);
+  // Of 10 layers: [2.5, 5) are 3 and 4, [7.5, 10) are 8 and 9; the first that covers a layer holds.
+  const Recipe ten = r.ForModel(10);
+  EXPECT_FALSE(ten.depends_on_num_layers());
+  EXPECT_EQ(ToText(ten), "razor-2;0=f16;3-4=oscar;8-9=kivi");
+  EXPECT_EQ(ParseRecipe(ToText(ten)), ten);
+  EXPECT_EQ(ToText(ParseRecipe("oscar;last2=f16;50%-100%=kivi").ForModel(5)), "oscar;3-4=f16")
+      << "[2.5, 5) are 3 and 4";
+  EXPECT_EQ(ToText(ParseRecipe("oscar;last9=f16").ForModel(3)), "oscar;0-2=f16");
+  EXPECT_EQ(ParseRecipe("oscar;0-1=f16").ForModel(1), ParseRecipe("oscar;0-1=f16")) << "indices are left alone";
+}
+
+TEST(RecipeTest, AMethodMayHaveOverridesOfItsOwn) {
+  const Recipe r = ParseRecipe("razor-2.5");
+  EXPECT_EQ(ToText(r), "razor-2.5");
+  EXPECT_EQ(ToText(r.ForModel(30)), "razor-2;15-29=razor-2:k3");
+  EXPECT_EQ(ToText(r.ForModel(5)), "razor-2;3-4=razor-2:k3") << "[2.5, 5)";
+  const Recipe own = ParseRecipe("razor-2.5:sinks=8;0-1=f16;last1=oscar");
+  EXPECT_EQ(ToText(own), "razor-2.5:sinks=8;0-1=f16;last1=oscar");
+  EXPECT_EQ(ParseRecipe(ToText(own)), own);
+  EXPECT_EQ(ToText(own.ForModel(8)), "razor-2:sinks=8;0-1=f16;4-6=razor-2:k3;7=oscar");
+  EXPECT_EQ(ParseRecipe(ToText(own.ForModel(8))), own.ForModel(8));
+  EXPECT_THAT(ErrorOf("oscar;0-1=razor-2.5"), HasSubstr("no overrides of its own"));
+}
+
 TEST(RecipeTest, ErrorsSayWhatIsPossible) {
-  EXPECT_THAT(ErrorOf("oskar"), HasSubstr("there are f16, kivi, oscar, razor-2"));
+  EXPECT_THAT(ErrorOf("oskar"), HasSubstr("there are f16, kivi, oscar"));
   EXPECT_THAT(ErrorOf(""), HasSubstr("name is missing"));
-  EXPECT_THAT(ErrorOf("oscar:k3"), HasSubstr("2 and 4 are possible"));
+  EXPECT_THAT(ErrorOf("oscar:k5"), HasSubstr("2, 3 and 4 are possible"));
   EXPECT_THAT(ErrorOf("oscar:k2g48"), HasSubstr("32, 64 and 128"));
   EXPECT_THAT(ErrorOf("razor-2:k2g32"), HasSubstr("leave the group out"));
   EXPECT_THAT(ErrorOf("oscar:residual=100"), HasSubstr("multiple of 128"));
@@ -76,15 +107,39 @@ TEST(RecipeTest, ErrorsSayWhatIsPossible) {
   EXPECT_THAT(ErrorOf("f16:k2"), HasSubstr("choose a method that quantizes"));
   EXPECT_THAT(ErrorOf("oscar:x=1"), HasSubstr("options are"));
   EXPECT_THAT(ErrorOf("oscar;1=f16;0=f16"), HasSubstr("ascending"));
+  EXPECT_THAT(ErrorOf("razor-2:v2g128"), HasSubstr("32 or 64 tokens"));
+  EXPECT_THAT(ErrorOf("oscar;50%-20%=f16"), HasSubstr("FIRST%-LAST%"));
+  EXPECT_THAT(ErrorOf("oscar;0%-101%=f16"), HasSubstr("FIRST%-LAST%"));
+  EXPECT_THAT(ErrorOf("oscar;last0=f16"), HasSubstr("last2=f16"));
   EXPECT_THAT(ErrorOf("oscar;0-1"), HasSubstr("FIRST-LAST=METHOD"));
   EXPECT_THAT(ErrorOf("oscar;0=f16:residual=256"), HasSubstr("one for all layers"));
 }
 
 TEST(RecipeTest, MalformedTextIsAlwaysAnError) {
-  for (const char* text :
-       {":", "oscar:", "oscar:,", "oscar:k", "oscar:k2g", "oscar:k2x", "oscar:k-2", "oscar:sinks=", "oscar:sinks=1x",
-        "oscar:k99999999999", "oscar;=f16", "oscar;0-=f16", "oscar;a-b=f16", "oscar:k2,", "oscar;0=f16;1=oscar;0=f16",
-        "oscar;0=", "oscar;-1=f16", "oscar;0-1=f16;1-2=f16"}) {
+  for (const char* text : {":",
+                           "oscar:",
+                           "oscar:,",
+                           "oscar:k",
+                           "oscar:k2g",
+                           "oscar:k2x",
+                           "oscar:k-2",
+                           "oscar:sinks=",
+                           "oscar:sinks=1x",
+                           "oscar:k99999999999",
+                           "oscar;=f16",
+                           "oscar;0-=f16",
+                           "oscar;a-b=f16",
+                           "oscar:k2,",
+                           "oscar;0=f16;1=oscar;0=f16",
+                           "oscar;0=",
+                           "oscar;-1=f16",
+                           "oscar;50%=f16",
+                           "oscar;50%-60=f16",
+                           "oscar;last=f16",
+                           "oscar;lastx=f16",
+                           "oscar;%-50%=f16",
+                           "oscar;10%-50%%=f16",
+                           "oscar;0-1=f16;1-2=f16"}) {
     EXPECT_THROW(ParseRecipe(text), Error) << text;
   }
   EXPECT_THROW(ParseRecipe(std::string(5000, 'a')), Error);

@@ -52,6 +52,33 @@ TEST(Affine, FloatMinByHand) {
   ExpectNear(ThereAndBack({0.4, 1.4, 2.4, 3.4}, a), {0.4, 1.4, 2.4, 3.4});
 }
 
+SideRecipe Clipped(ZeroPoint zero_point, int clip_percent) {
+  SideRecipe recipe = Quantizer(zero_point);
+  recipe.clip_percent = clip_percent;
+  return recipe;
+}
+
+TEST(Affine, ClippedByHand) {
+  const SideRecipe b = Clipped(ZeroPoint::kRounded, 80);
+  EXPECT_EQ(Codes({-1.2, -0.1, 0.2, 1.8}, b), (std::vector<int>{0, 1, 1, 3}));
+  ExpectNear(ThereAndBack({-1.2, -0.1, 0.2, 1.8}, b), {-0.8, 0, 0, 1.6});
+}
+
+TEST(Affine, RangeWithZeroByHand) {
+  const SideRecipe b0 = Quantizer(ZeroPoint::kRoundedWithZero);
+  EXPECT_EQ(Codes({5, 6, 7, 8}, b0), (std::vector<int>{2, 2, 3, 3}));  // scale 8/3, zero point 0
+  ExpectNear(ThereAndBack({5, 6, 7, 8}, b0), {16.0 / 3, 16.0 / 3, 8, 8});
+  EXPECT_EQ(Codes({-1.2, -0.1, 0.2, 1.8}, b0), (std::vector<int>{0, 1, 1, 3})) << "the range contains 0: as B";
+  EXPECT_EQ(Codes({-3, -2, -3, -1}, b0), (std::vector<int>{0, 1, 0, 2})) << "scale 1, zero point 3";
+}
+
+// Largest 1.8: at 2 bits the levels are -3.6, -1.8, 0, 1.8; at 4 bits scale 1.8 / 7, codes 8 + x / scale.
+TEST(Affine, SymmetricByHand) {
+  EXPECT_EQ(Codes({-1.2, -0.1, 0.2, 1.8}, Quantizer(ZeroPoint::kSymmetric)), (std::vector<int>{1, 2, 2, 3}));
+  ExpectNear(ThereAndBack({-1.2, -0.1, 0.2, 1.8}, Quantizer(ZeroPoint::kSymmetric)), {-1.8, 0, 0, 1.8});
+  EXPECT_EQ(Codes({-1.2, -0.1, 0.2, 1.8}, Quantizer(ZeroPoint::kSymmetric, 4)), (std::vector<int>{3, 8, 9, 15}));
+}
+
 TEST(Affine, RoundedZeroByHand) {
   const SideRecipe b = Quantizer(ZeroPoint::kRounded);
   EXPECT_EQ(Codes({-1.2, -0.1, 0.2, 1.8}, b), (std::vector<int>{0, 1, 1, 3}));

@@ -67,12 +67,15 @@ TEST(RazorKey, WeightsFactorTheMetric) {
 
 TEST(RazorKey, MetricAddsDamping) {
   SecondMoment moment({1, 32});
-  for (int i = 0; i < 32; ++i) moment.head(0)[i * 32 + i] = 5;
-  moment.head(0)[1] = moment.head(0)[32] = 3;
+  std::vector<float> square(32 * 32);
+  for (int i = 0; i < 32; ++i) square[i * 32 + i] = 5;
+  square[32] = 3;
+  moment.Add(0, square.data());
   moment.set_count(1);
   const Matrix a = SealMetric(&moment, 0, 32);
   EXPECT_DOUBLE_EQ(a(4, 4), 6);
-  EXPECT_DOUBLE_EQ(a(0, 1), 3);
+  EXPECT_NEAR(a(0, 1), 3, 0x1p-16 * 5 + 1e-6);  // stored in 16 bits
+  EXPECT_EQ(a(0, 1), a(1, 0));
   EXPECT_EQ(SealMetric(nullptr, 0, 32)(3, 3), 1);
   moment.set_count(0);
   EXPECT_EQ(SealMetric(&moment, 0, 32)(3, 3), 1);
@@ -119,6 +122,40 @@ TEST(RazorKey, PageByHand) {
     for (int c = 0; c < 64; ++c) EXPECT_EQ(GetCode(layout, page.data(), 0, t, c), (t + c) % 4) << t << " " << c;
     const std::vector<Sum> back = DequantizeHead(layout, side, t, 0);
     for (int c = 0; c < 64; ++c) EXPECT_NEAR(back[c].value, DecodeF16(rows[t * 64 + c]), 1e-5);
+  }
+}
+
+// As above, but token t has (1 + t / 64) times the mean: over tokens 0 .. 127 that is 1 + 63.5 / 64 means of 64 on average. With
+// one channel in the mean its factor is exactly what the token has of it over that average.
+TEST(RazorKey, RankOneMeanByHand) {
+  const SideRecipe recipe = {.codec = Codec::kRazorKey, .bits = 3, .rotate = true, .rank_one_mean = true};
+  const PageLayout layout = MakePageLayout(recipe, Side::kKey, {1, 64});
+  std::vector<f16_bits> rows(kPageTokens * 64);
+  for (int t = 0; t < kPageTokens; ++t) {
+    for (int i = 0; i < 64; ++i) {
+      double k = 0;
+      for (int c = 0; c < 64; ++c) {
+        const double y = c == 7 ? 64 + t : (t + c) % 8 - 3.5;
+        k += (__builtin_popcount(i & c) % 2 ? -y : y) / 8;
+      }
+      rows[t * 64 + i] = EncodeF16(k);
+      ASSERT_EQ(DecodeF16(rows[t * 64 + i]), k);
+    }
+  }
+  std::vector<std::byte> page(layout.page_bytes, std::byte{0xaa});
+  ReferenceBackend().Seal(layout, rows.data(), {}, nullptr, page.data());
+  EXPECT_EQ(GetHeadScalar(layout, page.data(), 0, 0), static_cast<float>(127.5 / 32767));
+  for (int t = 0; t < kPageTokens; ++t) {
+    const double factor = DecodeF16(GetU16(layout, page.data(), 0, layout.mean_factor_at, t));
+    EXPECT_NEAR(factor, (64 + t) / 127.5, 1e-3 * factor) << t;
+    for (int c = 0; c < 64; ++c) {
+      if (c == 7) continue;
+      EXPECT_EQ(GetCode(layout, page.data(), 0, t, c), (t + c) % 8) << t << " " << c;
+    }
+    // What the factor's rounding leaves of channel 7 is far below half a scale: one of the two middle codes.
+    EXPECT_EQ((GetCode(layout, page.data(), 0, t, 7) + 1) / 2, 2) << t;
+    const double base = GetHeadScalar(layout, page.data(), 0, 1);
+    EXPECT_NEAR(DecodeE3M5(GetU8(layout, page.data(), 0, layout.scale_at, t), base), 1, 0.02);
   }
 }
 

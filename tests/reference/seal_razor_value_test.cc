@@ -84,6 +84,44 @@ TEST_F(RazorValuePage, SignsByHand) {
   }
 }
 
+// Groups of 32 tokens have scales of their own: tokens 32 .. 63 are a hundred times as spread out relative to their channel 0.
+TEST(RazorValueGroups, ByHand) {
+  const PageLayout layout =
+      MakePageLayout({.codec = Codec::kRazorValue, .bits = 2, .group_size = 32, .rotate = true}, Side::kValue, {1, 64});
+  EXPECT_EQ(layout.bits_per_value(), 2 + 16.0 / 32 + 8.0 / 64);
+  const auto sign = [](int t, int c) { return (t * 37 + c * 11) / 3 % 2 == 0 ? -1 : 1; };
+  // |y| = 8 everywhere; in group 1 channel 0 alone holds nearly all of it.
+  const auto y = [&](int t, int c) {
+    if (t / 32 != 1) return 1.0 * sign(t, c);
+    return c == 0 ? 8.0 * sign(t, c) : 0.0;
+  };
+  std::vector<f16_bits> rows(kPageTokens * 64);
+  for (int t = 0; t < kPageTokens; ++t) {
+    for (int i = 0; i < 64; ++i) {
+      double v = 0;
+      for (int c = 0; c < 64; ++c) v += (__builtin_popcount(i & c) % 2 ? -y(t, c) : y(t, c)) / 8;
+      rows[t * 64 + i] = EncodeF16(v);
+      ASSERT_EQ(DecodeF16(rows[t * 64 + i]), v);
+    }
+  }
+  std::vector<std::byte> page(layout.page_bytes, std::byte{0xaa});
+  ReferenceBackend().Seal(layout, rows.data(), {}, nullptr, page.data());
+  for (int g = 0; g < 4; ++g) {
+    for (int c = 0; c < 64; ++c) {
+      // Ranges 1/4 (scale 1/12 -> 1.375 / 16), in group 1 range 2 of channel 0 (scale 2/3 -> 1.375 / 2) and nothing else.
+      const int want = g != 1 ? 11 * 8 + 3 : c == 0 ? 14 * 8 + 3 : 0;
+      EXPECT_EQ(GetU8(layout, page.data(), 0, layout.scale_at, g * 64 + c), want) << g << " " << c;
+      EXPECT_EQ(GetU8(layout, page.data(), 0, layout.centre_at, g * 64 + c), 0) << g << " " << c;
+    }
+  }
+  for (int t = 0; t < kPageTokens; ++t) {
+    for (int c = 0; c < 64; ++c) {
+      const int want = y(t, c) == 0 ? 0 : y(t, c) < 0 ? 0 : 3;
+      EXPECT_EQ(GetCode(layout, page.data(), 0, t, c), want) << t << " " << c;
+    }
+  }
+}
+
 // 128 equal tokens, as the first layer sees of a run of one token. A channel errs by at most |u| (1/224 + 1/448): the
 // int8 centre and the rounding of the half step; the norm
 // is 64.1, stored as 64.

@@ -23,17 +23,17 @@ TEST(QueryMoment, ByHand) {
   SecondMoment moment({2, dim});
   ReferenceBackend().AddQueries(moment, rows, 5, 4, 2);  // tokens 0, 2, 4
   for (int i = 0; i < dim; ++i) {
-    for (int j = 0; j < dim; ++j) {
-      EXPECT_EQ(moment.head(0)[i * dim + j], (i + j) % 2 == 0 ? 6 : 0);
-      EXPECT_EQ(moment.head(1)[i * dim + j], 12);
+    for (int j = 0; j < dim; ++j) {  // correlations of 1 and 0, which 16 bits hold exactly
+      EXPECT_NEAR(moment.Square(0)[i * dim + j], (i + j) % 2 == 0 ? 6 : 0, 1e-5);
+      EXPECT_NEAR(moment.Square(1)[i * dim + j], 12, 1e-5);
     }
   }
   EXPECT_FALSE(moment.empty());
   EXPECT_EQ(moment.count(), 6);                    // of each kv head, zero queries too
   q[4] = std::numeric_limits<float>::quiet_NaN();  // token 0, head 0 is left out
   ReferenceBackend().AddQueries(moment, rows, 5, 4, 2);
-  EXPECT_EQ(moment.head(1)[0], 24);
-  EXPECT_EQ(moment.head(0)[0], 11);
+  EXPECT_EQ(moment.Square(1)[0], 24);
+  EXPECT_EQ(moment.Square(0)[0], 11);
   EXPECT_EQ(moment.count(), 12);  // kv head 1 got all of its 6 again
 }
 

@@ -130,6 +130,7 @@ class BootstrapTest(TreeTest):
         shutil.copy(os.path.join(TOOLS, "bootstrap"), os.path.join(self.root, "tools"))
         self.write("vendor/llama.cpp/include/llama.h", "// header\n")
         self.write("vendor/llama.cpp/.git", "gitdir: elsewhere\n")
+        self.write("vendor/llama.cpp/tools/server/public/index.html", "<!doctype html>\n")
         self.archive = os.path.join(self.root, "build/_deps/downloads/llama_cpp_python-0.0.1.tar.gz")
         os.makedirs(os.path.dirname(self.archive))
         with tarfile.open(self.archive, "w:gz") as tar:
@@ -138,7 +139,7 @@ class BootstrapTest(TreeTest):
             self.pin(hashlib.sha256(file.read()).hexdigest())
 
     def pin(self, sha256):
-        self.write("tools/sdists.txt", f"llama-cpp-python==0.0.1 --hash=sha256:{sha256}\n")
+        self.write("tools/sdists.txt", "# comment\n" + "".join(f"{use}  llama-cpp-python==0.0.1 --hash=sha256:{sha256}\n" for use in ("sources", "page")))
 
     def bootstrap(self, *stages):
         return self.run_tool(os.path.join(self.root, "tools/bootstrap"), *stages)
@@ -182,10 +183,16 @@ class BootstrapTest(TreeTest):
         self.assertIn("0" * 64, output)
         self.assertTrue(os.path.exists(self.header()))  # the old tree stays until the new one is complete
 
+    def test_page(self):
+        self.assertEqual(self.bootstrap("page")[0], 0)
+        self.assertTrue(os.path.exists(os.path.join(self.root, "build/_deps/server_page/index.html")))
+        os.remove(self.archive)
+        self.assertEqual(self.bootstrap("page"), (0, ""))
+
     def test_unknown_stage(self):
         status, output = self.bootstrap("everything")
         self.assertEqual(status, 1)
-        self.assertIn("there are packages, sources and model", output)
+        self.assertIn("there are packages, sources, model and page", output)
 
 
 if __name__ == "__main__":

@@ -275,32 +275,12 @@ HWY_EXPORT(JoinBlock);
 thread_local ScratchBuffer shared_buffer;
 thread_local ScratchBuffer task_buffer;
 
-struct SharedMemory {
-  QueryBlock* queries = nullptr;  // [groups]
-  PartialBlock* parts = nullptr;  // [groups][splits]
-};
-
-SharedMemory CarveShared(Carver& carver, const AttendPlan& plan) {
-  SharedMemory m;
-  m.queries = carver.Take<QueryBlock>(plan.num_groups());
-  m.parts = carver.Take<PartialBlock>(plan.num_tasks());
-  for (int64_t i = 0; i < plan.num_groups(); ++i) {
-    const QueryBlock q = QueryBlock::Carve(carver, plan);
-    if (m.queries) m.queries[i] = q;
-  }
-  for (int64_t i = 0; i < plan.num_tasks(); ++i) {
-    const PartialBlock p = PartialBlock::Carve(carver, plan);
-    if (m.parts) m.parts[i] = p;
-  }
-  return m;
-}
-
 /// Few row blocks: their pages are split, and queries and partial results are shared between tasks.
 void AttendSplit(const AttendArgs& args, const AttendPlan& plan, Executor& executor) {
   Carver measure(nullptr);
-  CarveShared(measure, plan);
+  SplitScratch::Carve(measure, plan);
   Carver carver(shared_buffer.Reserve(measure.used_bytes()));
-  const SharedMemory memory = CarveShared(carver, plan);
+  const SplitScratch memory = SplitScratch::Carve(carver, plan);
 
   // Preparing and joining a few rows takes less time than waking a thread.
   constexpr int64_t kFewValues = int64_t{1} << 16;
@@ -335,24 +315,17 @@ void AttendSplit(const AttendArgs& args, const AttendPlan& plan, Executor& execu
 
 /// Enough row blocks for everybody: a task does one from queries to output.
 void AttendBlocks(const AttendArgs& args, const AttendPlan& plan, Executor& executor) {
-  const auto carve = [&](Carver& carver, QueryBlock& q, PartialBlock& part, TaskScratch& scratch) {
-    q = QueryBlock::Carve(carver, plan);
-    part = PartialBlock::Carve(carver, plan);
-    scratch = TaskScratch::Carve(carver, plan);
-  };
   executor.Run(plan.num_groups(), [&](int64_t group, int) {
-    QueryBlock q;
-    PartialBlock part;
-    TaskScratch scratch;
     Carver measure(nullptr);
-    carve(measure, q, part, scratch);
+    BlockScratch::Carve(measure, plan);
     Carver carver(task_buffer.Reserve(measure.used_bytes()));
-    carve(carver, q, part, scratch);
+    BlockScratch memory = BlockScratch::Carve(carver, plan);
     const int kv_head = static_cast<int>(group / plan.num_blocks);
     const int block = static_cast<int>(group % plan.num_blocks);
-    HWY_DYNAMIC_DISPATCH(PrepareQueries)(args, plan, kv_head, block, q);
-    HWY_DYNAMIC_DISPATCH(RunTask)(args, plan, q, kv_head, block, 0, plan.num_pages, scratch, part);
-    HWY_DYNAMIC_DISPATCH(JoinBlock)(args, plan, kv_head, block, &part, 1);
+    HWY_DYNAMIC_DISPATCH(PrepareQueries)(args, plan, kv_head, block, memory.queries);
+    HWY_DYNAMIC_DISPATCH(RunTask)
+    (args, plan, memory.queries, kv_head, block, 0, plan.num_pages, memory.task, memory.part);
+    HWY_DYNAMIC_DISPATCH(JoinBlock)(args, plan, kv_head, block, &memory.part, 1);
   });
 }
 

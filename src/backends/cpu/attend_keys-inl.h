@@ -2,7 +2,9 @@
 //
 //   affine, per channel   an operand q * scale[group] for each token group; token_scale multiplies the logit
 //   affine, per token     operand q; parameters per token
-//   razor                 k = mean + s'_t * (code - half):  q.mean + s'_t * (q.code - half * sum q),  half = (2^bits - 1) / 2
+//   razor                 k = a_t * mean + s'_t * (code - half):  a_t * q.mean + s'_t * (q.code - half * sum q),
+//                         half = (2^bits - 1) / 2; a_t = 1 unless the recipe asks for a rank-one mean
+//   codebook              k = n_t * (step of the code - middle): razor without a mean
 //   16 bit                f32 products with the transposed page
 // Exact tokens of a sealed page are overwritten by plain dot products with their 16-bit rows.
 #if defined(KVRAZOR_SRC_BACKENDS_CPU_ATTEND_KEYS_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -30,7 +32,8 @@ namespace hn = hwy::HWY_NAMESPACE;
 inline constexpr int kRowsForF32Panel = 2 * kPassRows;
 
 HWY_INLINE bool OperandIsQuery(const SideRecipe& r) {
-  return r.codec == Codec::kRazorKey || (r.codec == Codec::kAffine && r.axis == Axis::kPerToken);
+  return r.codec == Codec::kRazorKey || r.codec == Codec::kCodebook ||
+         (r.codec == Codec::kAffine && r.axis == Axis::kPerToken);
 }
 
 /// to = H * from / sqrt(dim)
@@ -102,6 +105,13 @@ HWY_INLINE void PrepareKeyPage(const PageLayout& layout, const PageSide& side, i
     for (int t = 0; t < kPageTokens; t += kLanes) {
       hn::Store(LoadE3M5(head.u8(layout.scale_at) + t, base), d, scratch.key_scale + t);
     }
+    for (int t = 0; layout.mean_factor_at >= 0 && t < kPageTokens; t += kLanes)
+      hn::Store(LoadF16(head.f16(layout.mean_factor_at) + t), d, scratch.key_mean_factor + t);
+  }
+  if (layout.recipe.codec == Codec::kCodebook) {
+    for (int t = 0; t < kPageTokens; t += kLanes)
+      hn::Store(LoadF16(head.f16(layout.norm_at) + t), d, scratch.key_scale + t);
+    for (int c = 0; c < layout.shape.head_dim; c += kLanes) hn::Store(hn::Zero(d), d, scratch.key_mean + c);
   }
   if (layout.token_scale_at >= 0) {
     const f16_bits* scale = reinterpret_cast<const f16_bits*>(side.sealed + layout.token_scale_at);
@@ -109,13 +119,14 @@ HWY_INLINE void PrepareKeyPage(const PageLayout& layout, const PageSide& side, i
   }
 }
 
+/// Razor keys and codebooks.
 template <int kRows>
 HWY_INLINE void RazorLogits(const SealedHead& head, const QueryBlock& q, int row, TaskScratch& scratch) {
   const TagF32 d;
   const PageLayout& layout = *head.layout;
   const int dim = layout.shape.head_dim;
-  DotCodes<kRows>(layout.recipe.bits, head.codes(), head.tile_stride(), 0, kPageTokens, head.num_blocks(),
-                  q.operand + int64_t{row} * 2 * kMaxK, scratch.dots);
+  DotCodes<kRows>(layout.recipe.bits, head.codes(0), 0, kPageTokens, dim, q.operand + int64_t{row} * 2 * kMaxK,
+                  scratch.dots);
   VecF32 sum[kRows];
   for (int r = 0; r < kRows; ++r) sum[r] = hn::Zero(d);
   const float* sealed = q.sealed + int64_t{row} * dim;
@@ -123,19 +134,28 @@ HWY_INLINE void RazorLogits(const SealedHead& head, const QueryBlock& q, int row
     const auto mean = hn::Load(d, scratch.key_mean + c);
     for (int r = 0; r < kRows; ++r) sum[r] = hn::MulAdd(hn::Load(d, sealed + r * dim + c), mean, sum[r]);
   }
-  const float half = 0.5f * static_cast<float>((1 << layout.recipe.bits) - 1);
+  const float half = MiddleCode(layout.recipe);
   VecF32 factor[kRows], centre[kRows], of_mean[kRows];
   for (int r = 0; r < kRows; ++r) {
     of_mean[r] = hn::Set(d, Total(sum[r]));
     factor[r] = hn::Set(d, q.operand_scale[row + r]);
     centre[r] = hn::Set(d, -half * q.operand_sum[row + r]);
   }
-  for (int t = 0; t < kPageTokens; t += kLanes) {
-    const auto scale = hn::Load(d, scratch.key_scale + t);
-    for (int r = 0; r < kRows; ++r) {
-      const auto dot = hn::ConvertTo(d, hn::Load(DotI32(), scratch.dots + r * kMaxK + t));
-      const auto y = hn::MulAdd(hn::MulAdd(dot, factor[r], centre[r]), scale, of_mean[r]);
-      hn::Store(y, d, scratch.logits + r * kPageTokens + t);
+  const auto store = [&](int t, int r, VecF32 scale, VecF32 mean) HWY_ATTR {
+    const auto dot = hn::ConvertTo(d, hn::Load(DotI32(), scratch.dots + r * kMaxK + t));
+    const auto y = hn::MulAdd(hn::MulAdd(dot, factor[r], centre[r]), scale, mean);
+    hn::Store(y, d, scratch.logits + r * kPageTokens + t);
+  };
+  if (layout.mean_factor_at < 0) {
+    for (int t = 0; t < kPageTokens; t += kLanes) {
+      const auto scale = hn::Load(d, scratch.key_scale + t);
+      for (int r = 0; r < kRows; ++r) store(t, r, scale, of_mean[r]);
+    }
+  } else {
+    for (int t = 0; t < kPageTokens; t += kLanes) {
+      const auto scale = hn::Load(d, scratch.key_scale + t);
+      const auto share = hn::Load(d, scratch.key_mean_factor + t);
+      for (int r = 0; r < kRows; ++r) store(t, r, scale, hn::Mul(share, of_mean[r]));
     }
   }
 }
@@ -158,7 +178,7 @@ HWY_INLINE void PageLogits(const PageLayout& layout, const PageSide& side, int n
     return;
   }
   const SealedHead head(layout, side.sealed, kv_head);
-  if (layout.recipe.codec == Codec::kRazorKey) {
+  if (layout.recipe.codec != Codec::kAffine) {
     RazorLogits<kRows>(head, q, row, scratch);
   } else if (layout.recipe.axis == Axis::kPerChannel) {
     DotScaledK<kRows, false>(head, q.sealed + int64_t{row} * dim, dim, scratch.scaled, scratch.operand, scratch.dots,

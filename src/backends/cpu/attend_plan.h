@@ -5,6 +5,7 @@
 
 #include "src/backends/cpu/attend_scratch.h"
 #include "src/ops/attend.h"
+#include "src/ops/backend.h"
 
 namespace kvrazor::cpu {
 
@@ -69,18 +70,39 @@ struct TaskScratch {
   float* panel = nullptr;        // 16-bit keys transposed [key_dim][128]; f16 or f32
   float* value_panel = nullptr;  // 16-bit values as f32 [128][value_dim]
   // Parameters of one head of a page as f32.
-  float* key_mean = nullptr;       // [key_dim] razor
-  float* key_scale = nullptr;      // [128] razor
-  float* value_centre = nullptr;   // [value_dim] razor, in units of the scale
-  float* value_scale = nullptr;    // [value_dim] razor
-  float* value_norm = nullptr;     // [128] razor
-  float* token_scale = nullptr;    // [128]
-  float* scaled = nullptr;         // [kMaxPassRows][kMaxK] operand before it is rounded
-  int8_t* operand = nullptr;       // [kMaxPassRows][2][kMaxK]
-  int32_t* dots = nullptr;         // [kMaxPassRows][kMaxK]
-  uint8_t* token_state = nullptr;  // [block_tokens] see TokenState
+  float* key_mean = nullptr;         // [key_dim] razor
+  float* key_scale = nullptr;        // [128] razor
+  float* key_mean_factor = nullptr;  // [128] razor, rank-one mean
+  float* value_centre = nullptr;     // [token groups][value_dim] razor, in units of the scale
+  float* value_scale = nullptr;      // [token groups][value_dim] razor
+  float* value_norm = nullptr;       // [128] razor
+  float* token_scale = nullptr;      // [128]
+  float* scaled = nullptr;           // [kMaxPassRows][kMaxK] operand before it is rounded
+  int8_t* operand = nullptr;         // [kMaxPassRows][2][kMaxK]
+  int32_t* dots = nullptr;           // [kMaxPassRows][kMaxK]
+  uint8_t* token_state = nullptr;    // [block_tokens] see TokenState
 
   static TaskScratch Carve(Carver& carver, const AttendPlan& plan);
 };
+
+/// What the tasks of one call share when pages are split: queries and partial results, in the caller's memory.
+struct SplitScratch {
+  QueryBlock* queries = nullptr;  // [groups]
+  PartialBlock* parts = nullptr;  // [groups][splits]
+
+  static SplitScratch Carve(Carver& carver, const AttendPlan& plan);
+};
+
+/// What a task needs that does a row block from queries to output.
+struct BlockScratch {
+  QueryBlock queries;
+  PartialBlock part;
+  TaskScratch task;
+
+  static BlockScratch Carve(Carver& carver, const AttendPlan& plan);
+};
+
+/// The most that Attend ever takes for a layer of this shape, whatever the chunks and the number of pages.
+WorkspaceBytes AttendWorkspace(const LayerFormat& format, int num_qo_heads);
 
 }  // namespace kvrazor::cpu

@@ -3,7 +3,8 @@
 //   affine, per token     an operand p * scale[group] for each channel group
 //   affine, per channel   operand p; parameters per channel
 //   razor                 v = n_t * s_c * (code - half + z_c / 8): operand p * n, then
-//                         out_c += s_c * (sum_t p n code + (z_c / 8 - half) * sum_t p n)
+//                         out_c += s_c * (sum_t p n code + (z_c / 8 - half) * sum_t p n), group by group of tokens
+//   codebook              v = n_t * (step of the code - middle): razor with all s_c = 1, z_c = 0
 //   16 bit                f32 products with the page as it lies
 // Sealed pages go to the accumulator in their own basis, 16-bit rows (and exact tokens) to the plain one.
 #if defined(KVRAZOR_SRC_BACKENDS_CPU_ATTEND_VALUES_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -37,11 +38,20 @@ HWY_INLINE void PrepareValuePage(const PageLayout& layout, const PageSide& side,
     }
     return;
   }
-  if (layout.recipe.codec != Codec::kRazorValue) return;
   const SealedHead head(layout, side.sealed, kv_head);
-  const auto half = hn::Set(d, 0.5f * static_cast<float>((1 << layout.recipe.bits) - 1));
+  if (layout.recipe.codec == Codec::kCodebook) {
+    for (int c = 0; c < dim; c += kLanes) {
+      hn::Store(hn::Set(d, -MiddleCode(layout.recipe)), d, scratch.value_centre + c);
+      hn::Store(hn::Set(d, 1.0f), d, scratch.value_scale + c);
+    }
+    for (int t = 0; t < kPageTokens; t += kLanes)
+      hn::Store(LoadF16(head.f16(layout.norm_at) + t), d, scratch.value_norm + t);
+  }
+  if (layout.recipe.codec != Codec::kRazorValue) return;
+  const auto half = hn::Set(d, MiddleCode(layout.recipe));
   const hn::Rebind<int8_t, TagF32> d8;
-  for (int c = 0; c < dim; c += kLanes) {
+  const int num_groups = kPageTokens / layout.tokens_per_group();
+  for (int c = 0; c < num_groups * dim; c += kLanes) {
     const auto z = hn::ConvertTo(d, hn::PromoteTo(DotI32(), hn::LoadU(d8, head.i8(layout.centre_at) + c)));
     hn::Store(hn::MulSub(z, hn::Set(d, 0.125f), half), d, scratch.value_centre + c);
     hn::Store(LoadE5M3(head.u8(layout.scale_at) + c), d, scratch.value_scale + c);
@@ -50,10 +60,11 @@ HWY_INLINE void PrepareValuePage(const PageLayout& layout, const PageSide& side,
     hn::Store(LoadE5M3(head.u8(layout.norm_at) + t), d, scratch.value_norm + t);
 }
 
-/// Operands of p [kRows][128] times `factor` [128] (nullptr: 1): bytes, scales, and sums in units of p * factor.
+/// Operands of p [kRows][128] times `factor` [128] (nullptr: 1): bytes, scales, and sums over each group of tokens in units
+/// of p * factor.
 template <int kRows>
-HWY_INLINE void WeightOperands(const float* p, const float* factor, TaskScratch& scratch, float (&scale)[kRows],
-                               float (&sum)[kRows]) {
+HWY_INLINE void WeightOperands(const float* p, const float* factor, int group, TaskScratch& scratch,
+                               float (&scale)[kRows], float (&sum)[kPageTokens / 32][kRows]) {
   const TagF32 d;
   for (int r = 0; r < kRows; ++r) {
     const float* x = p + r * kPageTokens;
@@ -70,27 +81,34 @@ HWY_INLINE void WeightOperands(const float* p, const float* factor, TaskScratch&
     }
     const float largest = Largest(top);
     scale[r] = OperandScale(largest);
-    sum[r] = scale[r] *
-             static_cast<float>(RoundOperand(x, kPageTokens, OperandInverse(largest), scratch.operand + r * 2 * kMaxK));
+    const float inverse = OperandInverse(largest);
+    for (int g = 0; g < kPageTokens / group; ++g) {
+      sum[g][r] = scale[r] * static_cast<float>(RoundOperand(x + g * group, group, inverse,
+                                                             scratch.operand + r * 2 * kMaxK + g * group));
+    }
   }
 }
 
+/// Razor values and codebooks.
 template <int kRows>
 HWY_INLINE void AddRazorValues(const SealedHead& head, TaskScratch& scratch, float* out, int64_t out_stride) {
   const TagF32 d;
   const PageLayout& layout = *head.layout;
   const int dim = layout.shape.head_dim;
-  float scale[kRows], sum[kRows];
-  WeightOperands<kRows>(scratch.logits, scratch.value_norm, scratch, scale, sum);
-  DotCodes<kRows>(layout.recipe.bits, head.codes(), head.tile_stride(), 0, dim, head.num_blocks(), scratch.operand,
-                  scratch.dots);
-  for (int c = 0; c < dim; c += kLanes) {
-    const auto s = hn::Load(d, scratch.value_scale + c);
-    const auto centre = hn::Load(d, scratch.value_centre + c);
-    for (int r = 0; r < kRows; ++r) {
-      const auto dot = hn::ConvertTo(d, hn::Load(DotI32(), scratch.dots + r * kMaxK + c));
-      const auto y = hn::MulAdd(dot, hn::Set(d, scale[r]), hn::Mul(centre, hn::Set(d, sum[r])));
-      hn::Store(hn::MulAdd(y, s, hn::Load(d, out + r * out_stride + c)), d, out + r * out_stride + c);
+  const int group = layout.tokens_per_group();
+  float scale[kRows], sum[kPageTokens / 32][kRows];
+  WeightOperands<kRows>(scratch.logits, scratch.value_norm, group, scratch, scale, sum);
+  for (int g = 0; g < kPageTokens / group; ++g) {
+    DotCodes<kRows>(layout.recipe.bits, head.codes(g * group), 0, dim, group, scratch.operand + g * group,
+                    scratch.dots);
+    for (int c = 0; c < dim; c += kLanes) {
+      const auto s = hn::Load(d, scratch.value_scale + g * dim + c);
+      const auto centre = hn::Load(d, scratch.value_centre + g * dim + c);
+      for (int r = 0; r < kRows; ++r) {
+        const auto dot = hn::ConvertTo(d, hn::Load(DotI32(), scratch.dots + r * kMaxK + c));
+        const auto y = hn::MulAdd(dot, hn::Set(d, scale[r]), hn::Mul(centre, hn::Set(d, sum[g][r])));
+        hn::Store(hn::MulAdd(y, s, hn::Load(d, out + r * out_stride + c)), d, out + r * out_stride + c);
+      }
     }
   }
 }
@@ -98,8 +116,8 @@ HWY_INLINE void AddRazorValues(const SealedHead& head, TaskScratch& scratch, flo
 template <int kRows>
 HWY_INLINE void AddChannelScaledValues(const SealedHead& head, TaskScratch& scratch, float* out, int64_t out_stride) {
   const int group = head.layout->recipe.group_size;
-  float scale[kRows], sum[kRows], group_sum[kRows][kPageTokens / 32];
-  WeightOperands<kRows>(scratch.logits, nullptr, scratch, scale, sum);
+  float scale[kRows], sum[kPageTokens / 32][kRows], group_sum[kRows][kPageTokens / 32];
+  WeightOperands<kRows>(scratch.logits, nullptr, kPageTokens, scratch, scale, sum);
   for (int r = 0; r < kRows; ++r) {
     for (int g = 0; g < kPageTokens / group; ++g) {
       auto total = hn::Zero(TagF32());
@@ -145,7 +163,7 @@ HWY_INLINE void AddValues(const PageLayout& layout, const PageSide& side, int fi
     }
   }
   const SealedHead head(layout, side.sealed, kv_head);
-  if (layout.recipe.codec == Codec::kRazorValue) {
+  if (layout.recipe.codec != Codec::kAffine) {
     AddRazorValues<kRows>(head, scratch, out_sealed, dim);
   } else if (layout.recipe.axis == Axis::kPerToken) {
     DotScaledK<kRows, true>(head, p, kPageTokens, scratch.scaled, scratch.operand, scratch.dots, out_sealed, dim);

@@ -1,10 +1,15 @@
 // The CPU backend: src/ops/backend.h answered by the files of this folder. Highway picks the instruction set at run time.
 #include "src/ops/backend.h"
 
+#include <algorithm>
+
+#define HWY_WANT_AVX3_DL  // as the attention kernels do, so that it is named
 #include "hwy/highway.h"
 #include "src/backends/cpu/attend.h"
+#include "src/backends/cpu/attend_plan.h"
 #include "src/backends/cpu/dequantize.h"
 #include "src/backends/cpu/rotate.h"
+#include "src/backends/cpu/scratch.h"
 #include "src/backends/cpu/seal.h"
 #include "src/backends/cpu/second_moment.h"
 
@@ -35,6 +40,12 @@ class CpuBackendImpl final : public Backend {
   }
 
   void Attend(const AttendArgs& args, Executor& executor) const override { cpu::Attend(args, executor); }
+
+  WorkspaceBytes Workspace(const LayerFormat& format, int num_qo_heads) const override {
+    WorkspaceBytes most = cpu::AttendWorkspace(format, num_qo_heads);
+    most.per_thread += cpu::ScratchBytes(std::max(format.k.shape.head_dim, format.v.shape.head_dim));
+    return most;
+  }
 };
 
 }  // namespace

@@ -1,7 +1,8 @@
 // Values of a page as the model would see them: decode one head into rows, undo the rotation, write f32.
 //
 //   affine        x = (scale * code + offset) * token_scale
-//   razor keys    x = mean * mean_scale + s'_t * (code - L / 2)
+//   razor keys    x = a_t * mean * mean_scale + s'_t * (code - L / 2), a_t = 1 without rank_one_mean
+//   codebook      x = norm_t * (step of the code - middle)
 //   razor values  x = n_t * (z_c s_c / 8 + s_c * (code - L / 2))
 // Keys are decoded 16 tokens at a time (lanes = tokens, then a 16-row transpose), values row by row (lanes = channels).
 #include "src/backends/cpu/dequantize.h"
@@ -12,6 +13,7 @@
 
 #include "kvrazor/error.h"
 #include "src/backends/cpu/scratch.h"
+#include "src/codecs/codebook.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "src/backends/cpu/dequantize.cc"
@@ -36,49 +38,113 @@ struct HeadView {
   const T* At(int64_t offset) const {
     return reinterpret_cast<const T*>(head + offset);
   }
+  CodeRows Codes(size_t tile, size_t lane) const {
+    return CodeRows::Of(layout, const_cast<std::byte*>(head), tile, lane);  // only read
+  }
 };
 
-/// x = (code * slope_c + intercept_c) * factor_t for 16 tokens of keys, [head_dim][16].
-///   slope, intercept  [head_dim];  factor  [16]
-HWY_INLINE void DecodeKeyTile(const int32_t* HWY_RESTRICT words, size_t n, int bits, float code_origin,
-                              const float* HWY_RESTRICT slope, const float* HWY_RESTRICT intercept,
-                              const float* HWY_RESTRICT code_factor, const float* HWY_RESTRICT factor,
-                              float* HWY_RESTRICT tile) {
+HWY_INLINE hn::Vec<TagF32> LoadHalf(const f16_bits* p) {
+  const hn::Rebind<hwy::float16_t, TagF32> dh;
+  return hn::PromoteTo(TagF32(), hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(p)));
+}
+
+/// x = ((code - origin) * code_factor_t * slope_c + intercept_factor_t * intercept_c) * factor_t for 16 tokens of keys,
+/// [head_dim][16].
+struct KeyTerms {
+  float origin = 0;
+  const float* slope;             // [head_dim]
+  const float* intercept;         // [head_dim]
+  const float* code_factor;       // [16]
+  const float* intercept_factor;  // [16]
+  const float* factor;            // [16]
+};
+HWY_INLINE void DecodeKeyTile(const HeadView& view, size_t index, const KeyTerms& terms, float* HWY_RESTRICT tile) {
   const TagF32 d;
-  const TagI32 di;
-  const size_t per_row = static_cast<size_t>(32 / bits);
-  const auto mask = hn::Set(di, (1 << bits) - 1);
-  const auto origin = hn::Set(d, code_origin);
+  const size_t n = static_cast<size_t>(view.layout.shape.head_dim);
+  const auto origin = hn::Set(d, terms.origin);
   for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
-    const auto on_code = hn::Load(d, code_factor + lane);
-    const auto on_all = hn::Load(d, factor + lane);
+    const auto on_code = hn::Load(d, terms.code_factor + lane);
+    const auto on_intercept = hn::Load(d, terms.intercept_factor + lane);
+    const auto on_all = hn::Load(d, terms.factor + lane);
+    const CodeRows rows = view.Codes(index, lane);
     for (size_t c = 0; c < n; ++c) {
-      const auto word = hn::Load(di, words + c / per_row * 16 + lane);
-      const auto level = hn::Mul(hn::Sub(CodeAt(word, CodeShift(c % per_row, bits), mask), origin), on_code);
-      const auto x = hn::MulAdd(level, hn::Set(d, slope[c]), hn::Set(d, intercept[c]));
-      hn::Store(hn::Mul(x, on_all), d, tile + c * 16 + lane);
+      const auto level = hn::Mul(hn::Sub(LoadCode(rows, c), origin), on_code);
+      const auto rest = hn::Mul(on_intercept, hn::Set(d, terms.intercept[c]));
+      hn::Store(hn::Mul(hn::MulAdd(level, hn::Set(d, terms.slope[c]), rest), on_all), d, tile + c * 16 + lane);
     }
   }
 }
 
 /// Buffers of one call.
 struct Buffers {
-  float* tile;         // [head_dim][16]
-  float* rows;         // [16][head_dim]
-  float* slope;        // [head_dim]
-  float* intercept;    // [head_dim]
-  float* code_factor;  // [128]
-  float* factor;       // [128]
+  float* tile;              // [head_dim][16]
+  float* rows;              // [16][head_dim]
+  float* slope;             // [token groups][head_dim]; keys: one group
+  float* intercept;         // likewise
+  float* code_factor;       // [16]
+  float* intercept_factor;  // [16]
+  float* factor;            // [16]
 };
+
+/// x = scale * code + offset with parameters of each token, [head_dim][16].
+HWY_INLINE void DecodeTokenKeyTile(const HeadView& view, size_t index, const float* HWY_RESTRICT token_factor,
+                                   float* HWY_RESTRICT tile) {
+  const TagF32 d;
+  const size_t n = static_cast<size_t>(view.layout.shape.head_dim);
+  for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
+    const CodeRows rows = view.Codes(index, lane);
+    const auto factor = hn::Load(d, token_factor + lane);
+    for (size_t c = 0; c < n; ++c) {
+      const size_t group = c / static_cast<size_t>(view.layout.recipe.group_size) * kPageTokens + index * 16 + lane;
+      const auto scale = LoadHalf(view.At<f16_bits>(view.layout.scale_at) + group);
+      const auto offset = LoadHalf(view.At<f16_bits>(view.layout.offset_at) + group);
+      hn::Store(hn::Mul(hn::MulAdd(LoadCode(rows, c), scale, offset), factor), d, tile + c * 16 + lane);
+    }
+  }
+}
+
+/// steps[code] - middle of a vector of codes.
+HWY_INLINE hn::Vec<TagF32> LevelOf(hn::Vec<TagF32> code, const Codebook& book) {
+  const TagF32 d;
+  auto level = hn::Set(d, -book.middle);
+  for (size_t k = 0; k + 1 < static_cast<size_t>(book.size()); ++k) {
+    const auto gap = hn::Set(d, static_cast<float>(book.steps[k + 1] - book.steps[k]));
+    level = hn::Add(level, hn::IfThenElseZero(hn::Gt(code, hn::Set(d, static_cast<float>(k))), gap));
+  }
+  return level;
+}
+
+/// x = norm * level, [head_dim][16].
+HWY_INLINE void DecodeBookKeyTile(const HeadView& view, size_t index, float* HWY_RESTRICT tile) {
+  const TagF32 d;
+  const size_t n = static_cast<size_t>(view.layout.shape.head_dim);
+  const Codebook& book = GaussianCodebook(view.layout.recipe.bits);
+  for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
+    const CodeRows rows = view.Codes(index, lane);
+    const auto norm = LoadHalf(view.At<f16_bits>(view.layout.norm_at) + index * 16 + lane);
+    for (size_t c = 0; c < n; ++c) hn::Store(hn::Mul(LevelOf(LoadCode(rows, c), book), norm), d, tile + c * 16 + lane);
+  }
+}
 
 /// Rows 16 tile .. 16 tile + 15 of a key head, still rotated, to buffers.rows.
 HWY_INLINE void DecodeKeyRows(const HeadView& view, int tile, const Buffers& buffers) {
   const PageLayout& layout = view.layout;
   const size_t n = static_cast<size_t>(layout.shape.head_dim);
-  const int bits = layout.recipe.bits;
   const int first = 16 * tile;
-  float origin = 0;
-  for (int i = 0; i < 16; ++i) buffers.code_factor[i] = buffers.factor[i] = 1.0f;
+  KeyTerms terms = {0, buffers.slope, buffers.intercept, buffers.code_factor, buffers.intercept_factor, buffers.factor};
+  for (int i = 0; i < 16; ++i) buffers.code_factor[i] = buffers.intercept_factor[i] = buffers.factor[i] = 1.0f;
+  if (layout.token_scale_at >= 0) {
+    const f16_bits* norms = reinterpret_cast<const f16_bits*>(view.page + layout.token_scale_at);
+    for (int i = 0; i < 16; ++i) buffers.factor[i] = F32FromF16(norms[first + i]);
+  }
+  if (layout.recipe.codec == Codec::kCodebook) {
+    DecodeBookKeyTile(view, static_cast<size_t>(tile), buffers.tile);
+    return TileToRows(buffers.tile, n, buffers.rows);
+  }
+  if (layout.recipe.codec == Codec::kAffine && layout.recipe.axis == Axis::kPerToken) {
+    DecodeTokenKeyTile(view, static_cast<size_t>(tile), buffers.factor, buffers.tile);
+    return TileToRows(buffers.tile, n, buffers.rows);
+  }
   if (layout.recipe.codec == Codec::kAffine) {
     const int64_t group = first / layout.recipe.group_size;
     const f16_bits* scale = view.At<f16_bits>(layout.scale_at) + group * layout.shape.head_dim;
@@ -87,51 +153,45 @@ HWY_INLINE void DecodeKeyRows(const HeadView& view, int tile, const Buffers& buf
       buffers.slope[c] = F32FromF16(scale[c]);
       buffers.intercept[c] = F32FromF16(offset[c]);
     }
-    if (layout.token_scale_at >= 0) {
-      const f16_bits* norms = reinterpret_cast<const f16_bits*>(view.page + layout.token_scale_at);
-      for (int i = 0; i < 16; ++i) buffers.factor[i] = F32FromF16(norms[first + i]);
-    }
   } else {
     const int16_t* mean = view.At<int16_t>(layout.mean_at);
     const uint8_t* scale = view.At<uint8_t>(layout.scale_at);
-    origin = 0.5f * static_cast<float>((1 << bits) - 1);
+    terms.origin = 0.5f * static_cast<float>((1 << layout.recipe.bits) - 1);
     for (size_t c = 0; c < n; ++c) {
       buffers.slope[c] = 1.0f;
       buffers.intercept[c] = static_cast<float>(mean[c]) * view.head_scalars[0];
     }
     for (int i = 0; i < 16; ++i) buffers.code_factor[i] = DecodeE3M5(scale[first + i], view.head_scalars[1]);
+    for (int i = 0; layout.mean_factor_at >= 0 && i < 16; ++i)
+      buffers.intercept_factor[i] = F32FromF16(view.At<f16_bits>(layout.mean_factor_at)[first + i]);
   }
-  const int64_t tile_bytes = layout.codes_bytes / (kPageTokens / 16);
-  DecodeKeyTile(view.At<int32_t>(layout.codes_at + tile * tile_bytes), n, bits, origin, buffers.slope,
-                buffers.intercept, buffers.code_factor, buffers.factor, buffers.tile);
+  DecodeKeyTile(view, static_cast<size_t>(tile), terms, buffers.tile);
   TileToRows(buffers.tile, n, buffers.rows);
 }
 
 /// Row of token t of a value head, still rotated.
-///   razor: slope, intercept [head_dim] hold s_c and the centre less L/2 s_c; affine: read here
+///   razor: slope, intercept hold s_c and the centre less L/2 s_c; affine: read here
 HWY_INLINE void DecodeValueRow(const HeadView& view, int token, const Buffers& buffers, float* HWY_RESTRICT row) {
   const TagF32 d;
-  const TagI32 di;
   const PageLayout& layout = view.layout;
   const size_t n = static_cast<size_t>(layout.shape.head_dim);
-  const int bits = layout.recipe.bits;
-  const size_t per_row = static_cast<size_t>(32 / bits);
   const size_t t = static_cast<size_t>(token);
-  const auto mask = hn::Set(di, (1 << bits) - 1);
-  const int shift = CodeShift(t % per_row, bits);
   const bool affine = layout.recipe.codec == Codec::kAffine;
-  const int32_t* words = view.At<int32_t>(layout.codes_at) + t / per_row * 16;
-  const size_t tile_words = kPageTokens / per_row * 16;
+  const size_t parameters = t / static_cast<size_t>(layout.tokens_per_group()) * n;  // razor
   for (size_t c = 0; c < n; c += hn::Lanes(d)) {
-    const auto code = CodeAt(hn::Load(di, words + c / 16 * tile_words + c % 16), shift, mask);
-    if (affine) {
+    const auto code = LoadCode(view.Codes(c / 16, c % 16), t);
+    if (layout.recipe.codec == Codec::kCodebook) {
+      const auto norm = hn::Set(d, F32FromF16(view.At<f16_bits>(layout.norm_at)[t]));
+      hn::Store(hn::Mul(LevelOf(code, GaussianCodebook(layout.recipe.bits)), norm), d, row + c);
+    } else if (affine) {
       const size_t group = c / static_cast<size_t>(layout.recipe.group_size) * kPageTokens + t;
       const auto scale = hn::Set(d, F32FromF16(view.At<f16_bits>(layout.scale_at)[group]));
       const auto offset = hn::Set(d, F32FromF16(view.At<f16_bits>(layout.offset_at)[group]));
       hn::Store(hn::MulAdd(code, scale, offset), d, row + c);
     } else {
       const auto norm = hn::Set(d, DecodeE5M3(view.At<uint8_t>(layout.norm_at)[t]));
-      const auto x = hn::MulAdd(code, hn::Load(d, buffers.slope + c), hn::Load(d, buffers.intercept + c));
+      const auto x = hn::MulAdd(code, hn::Load(d, buffers.slope + parameters + c),
+                                hn::Load(d, buffers.intercept + parameters + c));
       hn::Store(hn::Mul(x, norm), d, row + c);
     }
   }
@@ -143,7 +203,8 @@ HWY_INLINE void PrepareValueHead(const HeadView& view, const Buffers& buffers) {
   const uint8_t* scale = view.At<uint8_t>(layout.scale_at);
   const int8_t* centre = view.At<int8_t>(layout.centre_at);
   const float half_levels = 0.5f * static_cast<float>((1 << layout.recipe.bits) - 1);
-  for (int c = 0; c < layout.shape.head_dim; ++c) {
+  const int num_groups = kPageTokens / layout.tokens_per_group();
+  for (int c = 0; c < num_groups * layout.shape.head_dim; ++c) {
     const float s = DecodeE5M3(scale[c]);
     buffers.slope[c] = s;
     buffers.intercept[c] = (static_cast<float>(centre[c]) / 8 - half_levels) * s;
@@ -164,10 +225,12 @@ HWY_INLINE void WriteRow(float* HWY_RESTRICT row, size_t n, bool rotate, float* 
 void DequantizeSealed(const PageLayout& layout, const PageSide& side, int first, int last, float* HWY_RESTRICT out) {
   const size_t n = static_cast<size_t>(layout.shape.head_dim);
   const size_t token_values = static_cast<size_t>(layout.row_values());
-  Scratch scratch(32 * n + 2 * n + 2 * kPageTokens);
-  const Buffers buffers = {scratch.Take<float>(16 * n),      scratch.Take<float>(16 * n),
-                           scratch.Take<float>(n),           scratch.Take<float>(n),
-                           scratch.Take<float>(kPageTokens), scratch.Take<float>(kPageTokens)};
+  const size_t groups = static_cast<size_t>(kPageTokens / layout.tokens_per_group());
+  Scratch scratch(n);
+  const Buffers buffers = {scratch.Take<float>(16 * n),     scratch.Take<float>(16 * n),
+                           scratch.Take<float>(groups * n), scratch.Take<float>(groups * n),
+                           scratch.Take<float>(16),         scratch.Take<float>(16),
+                           scratch.Take<float>(16)};
   for (int h = 0; h < layout.shape.num_kv_heads; ++h) {
     const HeadView view = {layout, side.sealed, side.sealed + layout.heads_at + h * layout.head_bytes,
                            layout.head_scalars_at < 0

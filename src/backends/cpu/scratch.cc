@@ -3,11 +3,12 @@
 #include <cassert>
 
 #include "hwy/aligned_allocator.h"
+#include "kvrazor/recipe.h"
 
 namespace kvrazor::cpu {
 namespace {
 
-constexpr size_t kAlign = 64;
+constexpr int64_t kAlign = 64;
 
 struct Block {
   hwy::AlignedFreeUniquePtr<std::byte[]> bytes;
@@ -17,9 +18,13 @@ thread_local Block block;
 
 }  // namespace
 
-Scratch::Scratch(size_t num_values) {
-  // Every part may waste one alignment step; no op takes more than 32 parts.
-  const size_t size = num_values * 4 + 32 * kAlign;
+int64_t ScratchBytes(int64_t head_dim) {
+  // Every part may waste one alignment step; no step takes more than 32 parts.
+  return 4 * (2 * kPageTokens * head_dim + 2 * head_dim * head_dim + 40 * head_dim + 4 * kPageTokens) + 32 * kAlign;
+}
+
+Scratch::Scratch(size_t head_dim) {
+  const size_t size = static_cast<size_t>(ScratchBytes(static_cast<int64_t>(head_dim)));
   if (block.size < size) {
     block.bytes = hwy::AllocateAligned<std::byte>(size);
     block.size = size;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace kvrazor::cpu {
 
@@ -9,8 +10,8 @@ namespace kvrazor::cpu {
 /// aligned and hold whatever was there before.
 class Scratch {
  public:
-  /// Makes room for num_values values of 4 bytes in parts of at least 16 values each (parts are rounded up to that).
-  explicit Scratch(size_t num_values);
+  /// Makes room for what any of these steps needs for one head: ScratchBytes(head_dim).
+  explicit Scratch(size_t head_dim);
 
   template <typename T>
   T* Take(size_t num_values) {
@@ -24,5 +25,8 @@ class Scratch {
   std::byte* next_ = nullptr;
   std::byte* end_ = nullptr;
 };
+
+/// Two pages of a head as f32, two square matrices (the metric and its factor), and rows of parameters.
+int64_t ScratchBytes(int64_t head_dim);
 
 }  // namespace kvrazor::cpu

@@ -19,12 +19,10 @@ void Seal(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact
   switch (recipe.codec) {
     case Codec::kF16: return;
     case Codec::kAffine:
-      if ((recipe.axis == Axis::kPerChannel) != (layout.side == Side::kKey)) {
-        throw Error(
-            "seal: affine keys have groups along tokens (per channel) and affine values along channels (per token); "
-            "this recipe asks for the other axis. Change its axis.");
-      }
+      if (recipe.axis == Axis::kPerChannel && layout.side == Side::kValue)
+        throw Error("seal: affine values have groups along channels (per token); change the recipe's axis.");
       return SealAffine(layout, rows, exact, page);
+    case Codec::kCodebook: return SealCodebook(layout, rows, exact, page);
     case Codec::kRazorKey:
       if (moment != nullptr && !moment->empty() && moment->shape() != layout.shape) {
         throw Error("seal: the second moment is of " + std::to_string(moment->shape().num_kv_heads) +

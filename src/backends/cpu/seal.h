@@ -12,6 +12,7 @@ void Seal(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact
           std::byte* page);
 
 void SealAffine(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact, std::byte* page);
+void SealCodebook(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact, std::byte* page);
 void SealRazorKey(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact, const SecondMoment* moment,
                   std::byte* page);
 void SealRazorValue(const PageLayout& layout, const f16_bits* rows, const TokenMask& exact, std::byte* page);

@@ -3,8 +3,9 @@
 //
 // Exact formulas for one head, in this order (L = 2^bits - 1, level of a code l = code - L/2, rne rounds halves to even):
 //   1. y_t = H k_t; mean over the tokens that are not exact; mean_scale = max|mean| / 32767 (f32),
-//      stored mean_c = rne(mean_c / mean_scale) as int16 (0 if mean_scale is 0); r_t = y_t - stored mean.
-//   2. Scale: for c in 1, .9, .8, .7, .6 (4 bits: 1, .9, .8): s = 2 c max|r| / L, then twice { l = level of
+//      stored mean_c = rne(mean_c / mean_scale) as int16 (0 if mean_scale is 0); r_t = y_t - a_t stored mean.
+//      a_t = 1; with rank_one_mean a_t = f16(<y_t, m> / <m, m>), m the stored mean (0 if <m, m> is 0), and stored.
+//   2. Scale: for c in 1, .9, .8, .7, .6 (more than 2 bits: 1, .9, .8): s = 2 c max|r| / L, then twice { l = level of
 //      clamp(rne(r / s + L/2), 0, L); a = <r, l>; b = <l, l>; s = a / b }. The s = a / b with the largest a^2 / b (lowest
 //      squared error) is s_t, in f32; r = 0 gives s_t = 0 and codes 0.
 //   3. Codes: A = M D / tr M + 0.2 I (query_metric-inl.h), w, d its factor. For c = 0 .. D-1:
@@ -13,7 +14,7 @@
 //   4. Gain: g = (r^T A r) / (r^T A r^), r^ = s_t l, clamped to [0.7, 1.6] (1 where the denominator is not > 0). With
 //      v_c = r_c + sum_{i<c} w_ci r_i the numerator is sum d_c v_c^2 and the denominator sum d_c v_c (v_c - (x_c - s_t l_c)).
 //   5. s'_t = g s_t; base = 2^floor(log2(max s')) over the page and head (0 if all are 0); stored EncodeE3M5(s'_t, base).
-//   6. Exact tokens: s' = 0, codes 0. They take part in no statistic.
+//   6. Exact tokens: a = 0, s' = 0, codes 0. They take part in no statistic.
 //
 // Order of work: rows [128][D] -> mean -> tiles [8][D][16] -> for each tile, lanes = tokens: scale search (two passes over the
 // tile, five clips at once), then channels in blocks of 4: 8 accumulators in registers, each w broadcast serves e and r.
@@ -70,16 +71,39 @@ HWY_INLINE void PageMean(const float* HWY_RESTRICT rows, size_t n, int num_token
   }
 }
 
-/// r = y - mean in place; sum and maximum of |r| of each token.
-///   tile [n][16], sums, largest [16]
+/// Step 1 with rank_one_mean: a of 16 tokens.
+///   tile [n][16];  stored, factors [16]
+HWY_INLINE void MeanFactors(const float* HWY_RESTRICT tile, size_t n, const float* HWY_RESTRICT mean,
+                            const int32_t* HWY_RESTRICT keep, f16_bits* HWY_RESTRICT stored,
+                            float* HWY_RESTRICT factors) {
+  const TagF32 d;
+  float square = 0;
+  for (size_t c = 0; c < n; ++c) square += mean[c] * mean[c];
+  const float inverse = square > 0 ? 1.0f / square : 0.0f;
+  for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
+    auto dot = hn::Zero(d);
+    for (size_t c = 0; c < n; ++c) dot = hn::MulAdd(hn::Load(d, tile + c * 16 + lane), hn::Set(d, mean[c]), dot);
+    hn::Store(dot, d, factors + lane);
+  }
+  for (size_t i = 0; i < 16; ++i) {
+    const float factor = factors[i] * inverse;
+    const bool valid = keep[i] != 0 && std::isfinite(factor);
+    stored[i] = F16FromF32(valid ? std::clamp(factor, -65504.0f, 65504.0f) + 0.0f : 0.0f);
+    factors[i] = F32FromF16(stored[i]);
+  }
+}
+
+/// r = y - a mean in place; sum and maximum of |r| of each token.
+///   tile [n][16], factors, sums, largest [16]
 HWY_INLINE void SubtractMean(float* HWY_RESTRICT tile, size_t n, const float* HWY_RESTRICT mean,
-                             float* HWY_RESTRICT sums, float* HWY_RESTRICT largest) {
+                             const float* HWY_RESTRICT factors, float* HWY_RESTRICT sums, float* HWY_RESTRICT largest) {
   const TagF32 d;
   for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
+    const auto factor = hn::Load(d, factors + lane);
     auto sum = hn::Zero(d);
     auto mx = hn::Zero(d);
     for (size_t c = 0; c < n; ++c) {
-      const auto r = hn::Sub(hn::Load(d, tile + c * 16 + lane), hn::Set(d, mean[c]));
+      const auto r = hn::NegMulAdd(factor, hn::Set(d, mean[c]), hn::Load(d, tile + c * 16 + lane));
       hn::Store(r, d, tile + c * 16 + lane);
       sum = hn::Add(sum, hn::Abs(r));
       mx = hn::Max(mx, hn::Abs(r));
@@ -195,15 +219,16 @@ HWY_INLINE hn::Vec<TagI32> CodeChannel(hn::Vec<TagF32> r, hn::Vec<TagF32> correc
 /// Codes and gain of one vector of tokens.
 ///   r        [n][16] from the first token's lane on;  errors [n][16] likewise, scratch
 ///   weights  [n][n], or nullptr (A = I);  diagonal [n]
-///   words    rows of 16 dwords, from the first token's lane on
+///   rows     of codes, from the first token's lane on
 /// Returns s' = g s.
 template <int kBits>
 HWY_INLINE hn::Vec<TagF32> CodeTokens(const float* HWY_RESTRICT r, size_t n, const float* HWY_RESTRICT weights,
                                       const float* HWY_RESTRICT diagonal, hn::Vec<TagF32> scale, hn::Vec<TagI32> kept,
-                                      float* HWY_RESTRICT errors, int32_t* HWY_RESTRICT words) {
+                                      float* HWY_RESTRICT errors, const CodeRows& rows) {
   const TagF32 d;
   const TagI32 di;
-  constexpr size_t kPerRow = 32 / kBits;
+  constexpr int kRowBits = kBits == 3 ? 2 : kBits;
+  constexpr size_t kPerRow = 32 / kRowBits;
   const auto inverse = InverseOrZero(scale);
   const auto keep = hn::IfThenElseZero(hn::RebindMask(di, hn::Gt(scale, hn::Zero(d))), kept);
   const auto largest = hn::Set(d, static_cast<float>((1 << kBits) - 1));
@@ -211,6 +236,7 @@ HWY_INLINE hn::Vec<TagF32> CodeTokens(const float* HWY_RESTRICT r, size_t n, con
   auto numerator = hn::Zero(d);
   auto denominator = hn::Zero(d);
   auto word = hn::Zero(di);
+  auto high_word = hn::Zero(di);
   for (size_t c = 0; c < n; c += 4) {
     auto fix0 = hn::Zero(d), fix1 = hn::Zero(d), fix2 = hn::Zero(d), fix3 = hn::Zero(d);
     auto image0 = hn::Zero(d), image1 = hn::Zero(d), image2 = hn::Zero(d), image3 = hn::Zero(d);
@@ -267,10 +293,19 @@ HWY_INLINE hn::Vec<TagF32> CodeTokens(const float* HWY_RESTRICT r, size_t n, con
     // Four consecutive elements of a row are the four bytes of a dword, in one bit class.
     const auto four =
         hn::Or(hn::Or(code0, hn::ShiftLeft<8>(code1)), hn::Or(hn::ShiftLeft<16>(code2), hn::ShiftLeft<24>(code3)));
-    word = hn::Or(word, hn::ShiftLeftSame(four, CodeShift(c % kPerRow, kBits)));
+    const auto low = kBits == 3 ? hn::And(four, hn::Set(di, 0x03030303)) : four;
+    word = hn::Or(word, hn::ShiftLeftSame(low, CodeShift(c % kPerRow, kRowBits)));
     if ((c + 4) % kPerRow == 0) {
-      hn::Store(hn::And(word, keep), di, words + c / kPerRow * 16);
+      hn::Store(hn::And(word, keep), di, rows.low + c / kPerRow * 16);
       word = hn::Zero(di);
+    }
+    if constexpr (kBits == 3) {
+      const auto high = hn::And(hn::ShiftRight<2>(four), hn::Set(di, 0x01010101));
+      high_word = hn::Or(high_word, hn::ShiftLeftSame(high, CodeShift(c % 32, 1)));
+      if ((c + 4) % 32 == 0) {
+        hn::Store(hn::And(high_word, keep), di, rows.high + c / 32 * 16);
+        high_word = hn::Zero(di);
+      }
     }
   }
   const auto ratio = hn::Div(numerator, denominator);
@@ -300,15 +335,26 @@ struct Work {
   int32_t* keep;    // [128] 0 for exact tokens, else -1
 };
 
+/// Codes and s' of tile `index`; r in place of y.
 template <int kBits>
-HWY_INLINE void SealTile(float* HWY_RESTRICT tile, size_t n, bool with_metric, const Work& work,
-                         const int32_t* HWY_RESTRICT keep, float* HWY_RESTRICT scales, int32_t* HWY_RESTRICT words) {
+HWY_INLINE void SealTile(const PageLayout& layout, size_t index, bool with_metric, const Work& work,
+                         std::byte* HWY_RESTRICT head) {
   const TagF32 d;
+  const size_t n = static_cast<size_t>(layout.shape.head_dim);
+  float* tile = work.tiles + index * 16 * n;
+  const int32_t* keep = work.keep + index * 16;
+  HWY_ALIGN float factors[16];
   HWY_ALIGN float sums[16];
   HWY_ALIGN float largest[16];
   HWY_ALIGN float best_score[16] = {};  // no candidate of r = 0 scores above 0: its scale stays 0
   HWY_ALIGN float best_scale[16] = {};
-  SubtractMean(tile, n, work.mean, sums, largest);
+  if (layout.recipe.rank_one_mean) {
+    MeanFactors(tile, n, work.mean, keep, reinterpret_cast<f16_bits*>(head + layout.mean_factor_at) + index * 16,
+                factors);
+  } else {
+    std::fill_n(factors, 16, 1.0f);
+  }
+  SubtractMean(tile, n, work.mean, factors, sums, largest);
   for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
     const Best best = {best_score + lane, best_scale + lane};
     if constexpr (kBits == 2) {
@@ -318,19 +364,20 @@ HWY_INLINE void SealTile(float* HWY_RESTRICT tile, size_t n, bool with_metric, c
     }
     const auto s =
         CodeTokens<kBits>(tile + lane, n, with_metric ? work.weights : nullptr, work.diagonal, hn::Load(d, best.scale),
-                          hn::Load(TagI32(), keep + lane), work.errors + lane, words + lane);
-    hn::Store(s, d, scales + lane);
+                          hn::Load(TagI32(), keep + lane), work.errors + lane, CodeRows::Of(layout, head, index, lane));
+    hn::Store(s, d, work.scales + index * 16 + lane);
   }
 }
 
 void SealRazorKeys(const PageLayout& layout, const f16_bits* HWY_RESTRICT rows_f16, const TokenMask& exact,
                    const SecondMoment* moment, std::byte* HWY_RESTRICT page) {
   const size_t n = static_cast<size_t>(layout.shape.head_dim);
-  Scratch scratch(2 * kPageTokens * n + 18 * n + n * n + 2 * kPageTokens);
+  Scratch scratch(n);
   const Work work = {scratch.Take<float>(kPageTokens * n), scratch.Take<float>(kPageTokens * n),
                      scratch.Take<float>(16 * n),          scratch.Take<float>(n),
                      scratch.Take<float>(n * n),           scratch.Take<float>(n),
                      scratch.Take<float>(kPageTokens),     scratch.Take<int32_t>(kPageTokens)};
+  float* square = scratch.Take<float>(n * n);  // M of a head, lower triangle
   for (int t = 0; t < kPageTokens; ++t) work.keep[t] = exact.Test(t) ? 0 : -1;
   float* head_scalars = reinterpret_cast<float*>(page + layout.head_scalars_at);
 
@@ -340,19 +387,17 @@ void SealRazorKeys(const PageLayout& layout, const f16_bits* HWY_RESTRICT rows_f
     PageMean(work.rows, n, kPageTokens - exact.Count(), reinterpret_cast<int16_t*>(head + layout.mean_at),
              head_scalars + 2 * h, work.mean);
     RowsToTiles(work.rows, n, work.tiles);
-    const bool with_metric =
-        moment != nullptr && !moment->empty() && FactorMetric(moment->head(h), n, work.weights, work.diagonal);
+    bool with_metric = moment != nullptr && !moment->empty();
+    if (with_metric) {
+      moment->ReadLower(h, square);
+      with_metric = FactorMetric(square, n, work.weights, work.diagonal);
+    }
     if (!with_metric) std::fill_n(work.diagonal, n, 1.0f);
-    int32_t* words = reinterpret_cast<int32_t*>(head + layout.codes_at);
-    const size_t tile_words = n * static_cast<size_t>(layout.recipe.bits) / 32 * 16;
     for (size_t tile = 0; tile < kPageTokens / 16; ++tile) {
-      float* values = work.tiles + tile * 16 * n;
-      if (layout.recipe.bits == 2) {
-        SealTile<2>(values, n, with_metric, work, work.keep + tile * 16, work.scales + tile * 16,
-                    words + tile * tile_words);
-      } else {
-        SealTile<4>(values, n, with_metric, work, work.keep + tile * 16, work.scales + tile * 16,
-                    words + tile * tile_words);
+      switch (layout.recipe.bits) {
+        case 2: SealTile<2>(layout, tile, with_metric, work, head); break;
+        case 3: SealTile<3>(layout, tile, with_metric, work, head); break;
+        default: SealTile<4>(layout, tile, with_metric, work, head); break;
       }
     }
     StoreTokenScales(work.scales, head_scalars + 2 * h + 1, reinterpret_cast<uint8_t*>(head + layout.scale_at));

@@ -1,4 +1,5 @@
-// Seals a page with Codec::kRazorValue: a norm for each token and head, scale and centre for each channel over the page.
+// Seals a page with Codec::kRazorValue: a norm for each token and head, scale and centre for each channel and group of tokens
+// (the whole page, or 32 or 64 tokens of it: steps 2 to 4 then take the group for the page).
 //
 // Exact formulas for one head, in this order (L = 2^bits - 1, level of a code l = code - L/2, rne rounds halves to even):
 //   1. y_t = H v_t; n_t = ||y_t||, stored as EncodeE5M3; u_t = y_t / stored n_t (0 if that is 0).
@@ -42,6 +43,14 @@ constexpr float kReach = 14;       // of 127 / 8 = 15.9 scales: room for the rou
 struct LiveTokens {
   int count = 0;
   int token[kPageTokens];
+
+  LiveTokens Within(int first, int end) const {
+    LiveTokens part;
+    for (int i = 0; i < count; ++i) {
+      if (token[i] >= first && token[i] < end) part.token[part.count++] = token[i];
+    }
+    return part;
+  }
 };
 
 /// Step 1: stored norms; rows become u.
@@ -158,25 +167,24 @@ HWY_INLINE void StoreChannels(size_t n, float levels, float* HWY_RESTRICT scale,
   }
 }
 
-/// Step 4 for 16 channels from `c` on.
-HWY_INLINE void TileCodes(const float* HWY_RESTRICT rows, size_t n, size_t c, int bits,
+/// Step 4 for 16 channels from `c` on and the tokens of one group.
+HWY_INLINE void TileCodes(const PageLayout& layout, const float* HWY_RESTRICT rows, size_t c, size_t first_token,
                           const float* HWY_RESTRICT inverse, const float* HWY_RESTRICT shift, const TokenMask& exact,
-                          int32_t* HWY_RESTRICT words) {
+                          std::byte* HWY_RESTRICT head) {
   const TagF32 d;
   const TagI32 di;
-  const size_t per_row = static_cast<size_t>(32 / bits);
-  const auto largest = hn::Set(d, static_cast<float>((1 << bits) - 1));
+  const size_t n = static_cast<size_t>(layout.shape.head_dim);
+  const size_t end_token = first_token + static_cast<size_t>(layout.tokens_per_group());
+  const auto largest = hn::Set(d, static_cast<float>((1 << layout.recipe.bits) - 1));
   for (size_t lane = 0; lane < 16; lane += hn::Lanes(d)) {
     const auto on_u = hn::Load(d, inverse + c + lane);
     const auto added = hn::Load(d, shift + c + lane);
-    for (size_t t0 = 0; t0 < kPageTokens; t0 += per_row) {
-      auto word = hn::Zero(di);
-      for (size_t e = 0; e < per_row; ++e) {
-        if (exact.Test(static_cast<int>(t0 + e))) continue;
-        const auto code = Code(hn::MulAdd(hn::Load(d, rows + (t0 + e) * n + c + lane), on_u, added), largest);
-        word = hn::Or(word, hn::ShiftLeftSame(code, CodeShift(e, bits)));
-      }
-      hn::Store(word, di, words + t0 / per_row * 16 + lane);
+    const CodeRows code_rows = CodeRows::Of(layout, head, c / 16, lane);
+    for (size_t t0 = first_token; t0 < end_token; t0 += 32) {
+      StoreCodes(code_rows, t0, hn::Set(di, -1), [&](size_t t) HWY_ATTR {
+        if (exact.Test(static_cast<int>(t))) return hn::Zero(di);
+        return Code(hn::MulAdd(hn::Load(d, rows + t * n + c + lane), on_u, added), largest);
+      });
     }
   }
 }
@@ -186,7 +194,7 @@ void SealRazorValues(const PageLayout& layout, const f16_bits* HWY_RESTRICT rows
   const TagF32 d;
   const size_t n = static_cast<size_t>(layout.shape.head_dim);
   const float levels = static_cast<float>((1 << layout.recipe.bits) - 1);
-  Scratch scratch(kPageTokens * n + 2 * n);
+  Scratch scratch(n);
   float* rows = scratch.Take<float>(kPageTokens * n);
   float* scale = scratch.Take<float>(n);
   float* centre = scratch.Take<float>(n);
@@ -199,13 +207,14 @@ void SealRazorValues(const PageLayout& layout, const f16_bits* HWY_RESTRICT rows
     std::byte* head = page + layout.heads_at + h * layout.head_bytes;
     LoadHead(rows_f16, layout.shape, h, layout.recipe.rotate, exact, nullptr, rows);
     DivideByNorms(rows, n, live, reinterpret_cast<uint8_t*>(head + layout.norm_at));
-    for (size_t c = 0; c < n; c += hn::Lanes(d)) FitChannels(rows + c, n, live, levels, scale + c, centre + c);
-    StoreChannels(n, levels, scale, centre, reinterpret_cast<uint8_t*>(head + layout.scale_at),
-                  reinterpret_cast<int8_t*>(head + layout.centre_at));
-    int32_t* words = reinterpret_cast<int32_t*>(head + layout.codes_at);
-    const size_t tile_words = kPageTokens * static_cast<size_t>(layout.recipe.bits) / 32 * 16;
-    for (size_t c = 0; c < n; c += 16) {
-      TileCodes(rows, n, c, layout.recipe.bits, scale, centre, exact, words + c / 16 * tile_words);
+    for (int first = 0; first < kPageTokens; first += layout.tokens_per_group()) {
+      const LiveTokens group = live.Within(first, first + layout.tokens_per_group());
+      const int64_t at = int64_t{first / layout.tokens_per_group()} * layout.shape.head_dim;
+      for (size_t c = 0; c < n; c += hn::Lanes(d)) FitChannels(rows + c, n, group, levels, scale + c, centre + c);
+      StoreChannels(n, levels, scale, centre, reinterpret_cast<uint8_t*>(head + layout.scale_at + at),
+                    reinterpret_cast<int8_t*>(head + layout.centre_at + at));
+      for (size_t c = 0; c < n; c += 16)
+        TileCodes(layout, rows, c, static_cast<size_t>(first), scale, centre, exact, head);
     }
   }
 }

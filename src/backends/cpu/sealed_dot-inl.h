@@ -19,11 +19,18 @@
 
 #include "hwy/highway.h"
 #include "src/backends/cpu/operand-inl.h"
+#include "src/codecs/codebook.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvrazor::cpu {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+/// What the middle of a side's levels is in units of its codes (of its codebook's steps).
+HWY_INLINE float MiddleCode(const SideRecipe& recipe) {
+  if (recipe.codec == Codec::kCodebook) return GaussianCodebook(recipe.bits).middle;
+  return 0.5f * static_cast<float>((1 << recipe.bits) - 1);
+}
 
 /// One head's block of a sealed page.
 struct SealedHead {
@@ -35,12 +42,19 @@ struct SealedHead {
   SealedHead(const PageLayout& l, const std::byte* sealed, int h)
       : layout(&l), page(sealed), block(sealed + l.heads_at + l.head_bytes * h), head(h) {}
 
-  const uint8_t* codes() const { return reinterpret_cast<const uint8_t*>(block + layout->codes_at); }
+  /// The codes from k = first_k on, a multiple of 32.
+  CodePlanes codes(int first_k) const {
+    const int64_t rows = layout->num_k() / layout->k_per_row();
+    const int64_t high_rows = layout->num_k() / 32;
+    const uint8_t* table =
+        layout->recipe.codec == Codec::kCodebook ? GaussianCodebook(layout->recipe.bits).steps.data() : nullptr;
+    return {u8(layout->codes_at) + int64_t{first_k} / layout->k_per_row() * 64,
+            layout->high_codes_at < 0 ? nullptr : u8(layout->high_codes_at) + int64_t{first_k} / 32 * 64, rows * 64,
+            high_rows * 64, table};
+  }
   const uint8_t* u8(int64_t at) const { return reinterpret_cast<const uint8_t*>(block + at); }
   const int8_t* i8(int64_t at) const { return reinterpret_cast<const int8_t*>(block + at); }
   const f16_bits* f16(int64_t at) const { return reinterpret_cast<const f16_bits*>(block + at); }
-  int num_blocks() const { return layout->num_k() / layout->k_per_row(); }
-  int64_t tile_stride() const { return int64_t{num_blocks()} * 64; }
 };
 
 /// scaled[r][k] = x[r][k] * scale[k];  bias[r] = sum_k x[r][k] * offset[k];  largest[r] = max |scaled|
@@ -85,8 +99,7 @@ HWY_NOINLINE void DotScaledK(const SealedHead& head, const float* x, int64_t x_s
     for (int r = 0; r < kRows; ++r) {
       RoundOperand(scaled + r * kMaxK, num_k, OperandInverse(largest[r]), operand + r * 2 * kMaxK);
     }
-    DotCodes<kRows>(layout.recipe.bits, head.codes(), head.tile_stride(), lane, group, head.num_blocks(), operand,
-                    dots);
+    DotCodes<kRows>(layout.recipe.bits, head.codes(0), lane, group, num_k, operand, dots);
     for (int r = 0; r < kRows; ++r) {
       const auto factor = hn::Set(d, OperandScale(largest[r]));
       const auto base = hn::Set(d, bias[r]);
@@ -111,12 +124,10 @@ HWY_NOINLINE void DotScaledLanes(const SealedHead& head, const int8_t* operand, 
   const PageLayout& layout = *head.layout;
   const int num_lanes = layout.num_lanes();
   const int group = layout.recipe.group_size;
-  const int blocks = group / layout.k_per_row();
   for (int g = 0; g < layout.num_k() / group; ++g) {
     const f16_bits* scale = head.f16(layout.scale_at) + int64_t{g} * num_lanes;
     const f16_bits* offset = head.f16(layout.offset_at) + int64_t{g} * num_lanes;
-    DotCodes<kRows>(layout.recipe.bits, head.codes() + int64_t{g} * blocks * 64, head.tile_stride(), 0, num_lanes,
-                    blocks, operand + g * group, dots);
+    DotCodes<kRows>(layout.recipe.bits, head.codes(g * group), 0, num_lanes, group, operand + g * group, dots);
     for (int i = 0; i < num_lanes; i += kLanes) {
       const auto s = LoadF16(scale + i);
       const auto o = LoadF16(offset + i);

@@ -172,15 +172,20 @@ class AttendCase {
             put_f16(block + l.offset_at, i, Uniform(-1.5f, 0.3f));
           }
           break;
+        case Codec::kCodebook:
+          for (int t = 0; t < kPageTokens; ++t) put_f16(block + l.norm_at, t, Uniform(0.02f, 0.2f));
+          break;
         case Codec::kRazorKey: {
           const float scalars[2] = {1.0f / 16384, 2.0f};
           std::memcpy(page + l.head_scalars_at + 8 * h, scalars, 8);
+          for (int t = 0; l.mean_factor_at >= 0 && t < kPageTokens; ++t)
+            put_f16(block + l.mean_factor_at, t, Uniform(-0.5f, 1.5f));
           break;  // means and scales: any bytes
         }
         case Codec::kRazorValue:
           for (int t = 0; t < kPageTokens; ++t)
             block[l.norm_at + t] = static_cast<std::byte>((13 << 3) + random_() % 32);
-          for (int c = 0; c < l.shape.head_dim; ++c)
+          for (int c = 0; c < kPageTokens / l.tokens_per_group() * l.shape.head_dim; ++c)
             block[l.scale_at + c] = static_cast<std::byte>((11 << 3) + random_() % 24);
           break;
       }

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <limits>
 
+#include "src/codecs/codebook.h"
+
 namespace kvrazor::test {
 namespace {
 
@@ -48,16 +50,25 @@ struct Head {
   const std::byte* block() const { return page + l.heads_at + head * l.head_bytes; }
   int dim() const { return l.shape.head_dim; }
   double half() const { return ((1 << l.recipe.bits) - 1) / 2.0; }
+  /// Codebooks: steps and middle in place of codes and half.
+  int Step(int token, int channel) const {
+    return GaussianCodebook(l.recipe.bits).steps[static_cast<size_t>(Code(token, channel))];
+  }
+  double middle() const { return GaussianCodebook(l.recipe.bits).middle; }
 
   int Code(int token, int channel) const {
     const int lane = l.side == Side::kKey ? token : channel;
     const int k = l.side == Side::kKey ? channel : token;
-    const int k_per_row = 32 / l.recipe.bits;
     const int num_k = l.side == Side::kKey ? dim() : kPageTokens;
-    const int64_t row = int64_t{lane / 16} * (num_k / k_per_row) + k / k_per_row;
-    const int in_row = k % k_per_row;
-    const auto byte = static_cast<uint8_t>(block()[l.codes_at + row * 64 + (lane % 16) * 4 + in_row % 4]);
-    return (byte >> (l.recipe.bits * (in_row / 4))) & ((1 << l.recipe.bits) - 1);
+    const auto field = [&](int64_t at, int bits) {
+      const int k_per_row = 32 / bits;
+      const int64_t row = int64_t{lane / 16} * (num_k / k_per_row) + k / k_per_row;
+      const int in_row = k % k_per_row;
+      const auto byte = static_cast<uint8_t>(block()[at + row * 64 + (lane % 16) * 4 + in_row % 4]);
+      return (byte >> (bits * (in_row / 4))) & ((1 << bits) - 1);
+    };
+    if (l.recipe.bits == 3) return field(l.codes_at, 2) + 4 * field(l.high_codes_at, 1);
+    return field(l.codes_at, l.recipe.bits);
   }
 
   int64_t Group(int token, int channel) const {
@@ -68,6 +79,10 @@ struct Head {
   double Scale(int token, int channel) const { return F16At(block() + l.scale_at, Group(token, channel)); }
   double Offset(int token, int channel) const { return F16At(block() + l.offset_at, Group(token, channel)); }
   uint8_t Byte(int64_t at, int i) const { return static_cast<uint8_t>(block()[at + i]); }
+  /// Razor values: index of the parameters of a channel that hold for a token.
+  int Shared(int token, int channel) const {
+    return token / (l.recipe.group_size > 0 ? l.recipe.group_size : kPageTokens) * dim() + channel;
+  }
 };
 
 double Largest(const std::vector<double>& x) {
@@ -84,16 +99,27 @@ Bounded SealedLogit(const Head& h, const std::vector<double>& q, double q_error,
     float scalars[2];
     std::memcpy(scalars, h.page + h.l.head_scalars_at + 8 * h.head, 8);
     const double s = E3M5(h.Byte(h.l.scale_at, t), scalars[1]);
+    const double share = h.l.recipe.rank_one_mean ? F16At(h.block() + h.l.mean_factor_at, t) : 1.0;
     const double top = Largest(q);
     for (int c = 0; c < dim; ++c) {
       int16_t mean;
       std::memcpy(&mean, h.block() + h.l.mean_at + 2 * c, 2);
-      const double m = mean * static_cast<double>(scalars[0]);
+      const double m = share * mean * static_cast<double>(scalars[0]);
       value += q[c] * (m + s * (h.Code(t, c) - h.half()));
       const double size = std::abs(m) + s * (h.Code(t, c) + h.half());
       magnitude += std::abs(q[c]) * size;
       spread += size;
       rounded += top * s * (h.Code(t, c) + h.half());
+    }
+  } else if (h.l.recipe.codec == Codec::kCodebook) {
+    const double n = F16At(h.block() + h.l.norm_at, t);
+    const double top = Largest(q);
+    for (int c = 0; c < dim; ++c) {
+      value += q[c] * n * (h.Step(t, c) - h.middle());
+      const double size = n * (h.Step(t, c) + h.middle());
+      magnitude += std::abs(q[c]) * size;
+      spread += size;
+      rounded += top * size;
     }
   } else {
     std::vector<double> scaled(dim);
@@ -119,8 +145,10 @@ void AddSealedValues(const Head& h, const std::vector<double>& p, std::vector<Bo
     double value = 0, magnitude = 0, rounded = 0;
     std::vector<double> operand(kPageTokens);
     const bool razor = h.l.recipe.codec == Codec::kRazorValue;
+    const bool book = h.l.recipe.codec == Codec::kCodebook;
     for (int t = 0; t < kPageTokens; ++t) {
-      operand[t] = p[t] * (razor                                ? E5M3(h.Byte(h.l.norm_at, t))
+      operand[t] = p[t] * (book                                 ? F16At(h.block() + h.l.norm_at, t)
+                           : razor                              ? E5M3(h.Byte(h.l.norm_at, t))
                            : h.l.recipe.axis == Axis::kPerToken ? h.Scale(t, c)
                                                                 : 1.0);
     }
@@ -128,11 +156,16 @@ void AddSealedValues(const Head& h, const std::vector<double>& p, std::vector<Bo
     for (int t = 0; t < kPageTokens; ++t) {
       const int code = h.Code(t, c);
       if (razor) {
-        const double s = E5M3(h.Byte(h.l.scale_at, c));
-        const double centre = static_cast<int8_t>(h.Byte(h.l.centre_at, c)) / 8.0;
+        const double s = E5M3(h.Byte(h.l.scale_at, h.Shared(t, c)));
+        const double centre = static_cast<int8_t>(h.Byte(h.l.centre_at, h.Shared(t, c))) / 8.0;
         value += operand[t] * s * (code - h.half() + centre);
         magnitude += operand[t] * s * (code + h.half() + std::abs(centre));
         rounded += top * s * (code + h.half() + std::abs(centre));
+      } else if (book) {
+        const double size = h.Step(t, c) + h.middle();
+        value += operand[t] * (h.Step(t, c) - h.middle());
+        magnitude += operand[t] * size;
+        rounded += top * size;
       } else {
         const double s = h.Scale(t, c), o = h.Offset(t, c);
         value += p[t] * (s * code + o);
@@ -268,9 +301,11 @@ class RowOracle {
         for (int t = 0; t < kPageTokens; ++t) {
           if (p[t] == 0) continue;
           if (l.recipe.codec == Codec::kRazorValue) {
-            const double centre = static_cast<int8_t>(head.Byte(l.centre_at, c)) / 8.0;
-            magnitude += p[t] * E5M3(head.Byte(l.norm_at, t)) * E5M3(head.Byte(l.scale_at, c)) *
+            const double centre = static_cast<int8_t>(head.Byte(l.centre_at, head.Shared(t, c))) / 8.0;
+            magnitude += p[t] * E5M3(head.Byte(l.norm_at, t)) * E5M3(head.Byte(l.scale_at, head.Shared(t, c))) *
                          (head.Code(t, c) + head.half() + std::abs(centre));
+          } else if (l.recipe.codec == Codec::kCodebook) {
+            magnitude += p[t] * F16At(head.block() + l.norm_at, t) * (head.Step(t, c) + head.middle());
           } else {
             magnitude += p[t] * (std::abs(head.Scale(t, c)) * head.Code(t, c) + std::abs(head.Offset(t, c)));
           }

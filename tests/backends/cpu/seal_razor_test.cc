@@ -17,13 +17,15 @@ SecondMoment Moment(HeadShape shape, unsigned seed) {
 double InMetric(const SecondMoment* moment, int h, const std::vector<double>& x, const std::vector<double>& y) {
   const int n = static_cast<int>(x.size());
   double trace = 0;
+  std::vector<float> m;
   if (moment) {
-    for (int i = 0; i < n; ++i) trace += moment->head(h)[i * n + i];
+    m = moment->Square(h);
+    for (int i = 0; i < n; ++i) trace += m[i * n + i];
   }
   double sum = 0;
   for (int i = 0; i < n; ++i) {
     sum += x[i] * y[i] * (moment ? 0.2 * trace / n : 1.0);
-    for (int j = 0; moment && j < n; ++j) sum += x[i] * moment->head(h)[i * n + j] * y[j];
+    for (int j = 0; moment && j < n; ++j) sum += x[i] * m[i * n + j] * y[j];
   }
   return sum;
 }
@@ -157,7 +159,7 @@ TEST(SealRazorKeyTest, AnEmptyMomentIsNone) {
   EXPECT_EQ(SealedPage(layout, rows, {}, &empty).Bytes(), SealedPage(layout, rows).Bytes());
 }
 
-// Queries of any size give the same metric; the codes follow its direction only. (A power of two scales M exactly.)
+// Queries of any size give the same metric; the codes follow its direction only. (A power of four scales M exactly.)
 TEST(SealRazorKeyTest, TheScaleOfQueriesDoesNotMatter) {
   OnEveryTarget([] {
     const HeadShape shape = {1, 64};
@@ -167,12 +169,12 @@ TEST(SealRazorKeyTest, TheScaleOfQueriesDoesNotMatter) {
     const std::vector<std::byte> want = SealedPage(layout, rows, {}, &moment).Bytes();
     for (const float factor : {0x1p-60f, 0x1p60f}) {
       SecondMoment scaled = moment;
-      for (int i = 0; i < 64 * 64; ++i) scaled.head(0)[i] *= factor;
+      for (int i = 0; i < 64; ++i) scaled.variances(0)[i] *= factor;
       EXPECT_EQ(SealedPage(layout, rows, {}, &scaled).Bytes(), want);
     }
     for (const float bad : {0.0f, INFINITY, NAN}) {  // says nothing: as without queries
       SecondMoment broken = moment;
-      for (int i = 0; i < 64 * 64; ++i) broken.head(0)[i] *= bad;
+      for (int i = 0; i < 64; ++i) broken.variances(0)[i] *= bad;
       EXPECT_EQ(SealedPage(layout, rows, {}, &broken).Bytes(), SealedPage(layout, rows).Bytes());
     }
   });

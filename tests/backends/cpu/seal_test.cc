@@ -280,9 +280,9 @@ TEST(SealMisuseTest, IsRefused) {
   SecondMoment other({1, 128});
   other.set_count(1);
   EXPECT_THROW(CpuBackend().Seal(razor, rows.data(), {}, &other, page.get()), Error);
-  SideRecipe turned = ParseRecipe("kivi").k;
-  turned.axis = Axis::kPerToken;
-  EXPECT_THROW(CpuBackend().Seal(MakePageLayout(turned, Side::kKey, {1, 64}), rows.data(), {}, nullptr, page.get()),
+  SideRecipe turned = ParseRecipe("kivi").v;
+  turned.axis = Axis::kPerChannel;
+  EXPECT_THROW(CpuBackend().Seal(MakePageLayout(turned, Side::kValue, {1, 64}), rows.data(), {}, nullptr, page.get()),
                Error);
 }
 

@@ -16,6 +16,7 @@
 #include "hwy/highway.h"
 #include "kvrazor/layout.h"
 #include "kvrazor/recipe.h"
+#include "src/codecs/codebook.h"
 #include "src/ops/backend.h"
 
 namespace kvrazor::test {
@@ -145,10 +146,14 @@ class SealedPage {
     const bool key = layout_.side == Side::kKey;
     const int lane = key ? t : c;
     const int k = key ? c : t;
-    const int per_row = layout_.k_per_row();
-    const int64_t row = int64_t{lane / 16} * (layout_.num_k() / per_row) + k / per_row;
-    const int64_t at = HeadAt(h) + layout_.codes_at + row * 64 + (lane % 16) * 4 + (k % per_row) % 4;
-    return (Get<uint8_t>(at, 0) >> (layout_.recipe.bits * ((k % per_row) / 4))) & ((1 << layout_.recipe.bits) - 1);
+    const auto field = [&](int64_t at, int bits) {
+      const int per_row = 32 / bits;
+      const int64_t row = int64_t{lane / 16} * (layout_.num_k() / per_row) + k / per_row;
+      const uint8_t byte = Get<uint8_t>(HeadAt(h) + at + row * 64 + (lane % 16) * 4 + (k % per_row) % 4, 0);
+      return (byte >> (bits * ((k % per_row) / 4))) & ((1 << bits) - 1);
+    };
+    if (layout_.recipe.bits == 3) return field(layout_.codes_at, 2) + 4 * field(layout_.high_codes_at, 1);
+    return field(layout_.codes_at, layout_.recipe.bits);
   }
   double Level(int h, int t, int c) const { return Code(h, t, c) - 0.5 * ((1 << layout_.recipe.bits) - 1); }
 
@@ -182,6 +187,11 @@ class SealedPage {
       case Codec::kF16: break;
       case Codec::kAffine:
         return Sum(TokenScale(t) * AffineScale(h, t, c) * Code(h, t, c), TokenScale(t) * AffineOffset(h, t, c));
+      case Codec::kCodebook: {
+        const Codebook& book = GaussianCodebook(layout_.recipe.bits);
+        const double norm = F32FromF16(Get<f16_bits>(HeadAt(h) + layout_.norm_at, t));
+        return Sum(norm * book.steps[static_cast<size_t>(Code(h, t, c))], -norm * book.middle);
+      }
       case Codec::kRazorKey: return Sum(Mean(h, c), KeyScale(h, t) * Level(h, t, c));
       case Codec::kRazorValue:
         return Sum(Norm(h, t) * Centre(h, c),
@@ -207,8 +217,8 @@ class SealedPage {
   }
   int64_t Group(int t, int c) const {
     const int size = layout_.recipe.group_size;
-    return layout_.side == Side::kKey ? int64_t{t / size} * layout_.shape.head_dim + c
-                                      : int64_t{c / size} * kPageTokens + t;
+    return layout_.recipe.axis == Axis::kPerChannel ? int64_t{t / size} * layout_.shape.head_dim + c
+                                                    : int64_t{c / size} * kPageTokens + t;
   }
 
   PageLayout layout_;

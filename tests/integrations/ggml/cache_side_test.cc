@@ -1,7 +1,9 @@
 // The life of pages: staged, sealed, thawed; checked against plain rows over long random sequences of writes.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <cmath>
+#include <cstring>
 #include <random>
 
 #include "integrations/ggml/cache_side.h"
@@ -15,7 +17,7 @@ constexpr int64_t kWidth = 128;
 struct Fixture {
   explicit Fixture(const char* text, int64_t slots = 1024, int64_t streams = 1)
       : recipe(ParseRecipe(text)),
-        pool(kPageTokens * kWidth * 2),
+        pool(kPageTokens * kWidth * 2, meter),
         side({Side::kValue, 0, kWidth, slots, streams}, recipe, pool, CpuBackend()) {
     side.SetLayout(MakePageLayout(recipe.v, Side::kValue, kShape));
   }
@@ -33,14 +35,20 @@ struct Fixture {
     for (const int64_t p : due) jobs.push_back({&side, p, nullptr});
     SealPages(jobs, SerialExecutor());
   }
-  PageState state(int64_t p) const { return side.page(p).state; }
+  PageState state(int64_t p) const { return side.state(p); }
 
   std::mt19937 random{9};
   std::normal_distribution<float> normal;
   Recipe recipe;
+  MemoryMeter meter;
   StagingPool pool;
   CacheSide side;
 };
+
+int64_t WholeSystemPages(int64_t bytes) {
+  const int64_t unit = AddressRange::SystemPageBytes();
+  return (bytes + unit - 1) / unit * unit;
+}
 
 TEST(CacheSide, APageIsSealedWhenTheNextOneIsFull) {
   Fixture f("oscar");
@@ -52,8 +60,68 @@ TEST(CacheSide, APageIsSealedWhenTheNextOneIsFull) {
   EXPECT_EQ(f.state(0), PageState::kSealed);
   EXPECT_EQ(f.state(1), PageState::kStaged);
   EXPECT_EQ(f.state(2), PageState::kEmpty);
-  EXPECT_EQ(f.pool.used_bytes(), f.pool.page_bytes());
-  EXPECT_EQ(f.side.packed_bytes(), f.side.layout().page_bytes);
+  EXPECT_EQ(f.pool.used_pages(), 1);
+  EXPECT_EQ(f.pool.committed_bytes(), f.pool.page_bytes());
+  EXPECT_EQ(f.side.packed_bytes(), WholeSystemPages(f.side.layout().page_bytes));
+}
+
+/// Of [data, data + bytes), what the system has memory for (read-only: also its shared page of zeros).
+int64_t ResidentBytes(const void* data, int64_t bytes) {
+  const int64_t unit = AddressRange::SystemPageBytes();
+  std::vector<unsigned char> resident(static_cast<size_t>(bytes / unit));
+  EXPECT_EQ(mincore(const_cast<void*>(data), static_cast<size_t>(bytes), resident.data()), 0);
+  int64_t pages = 0;
+  for (const unsigned char r : resident) pages += r & 1;
+  return pages * unit;
+}
+
+TEST(StagingPool, MemoryFollowsTheRowsThatAreWritten) {
+  MemoryMeter meter;
+  constexpr int64_t kPageBytes = 12 << 12, kRow = 384;
+  StagingPool pool(kPageBytes, meter);
+  const int32_t page = pool.Take();
+  EXPECT_EQ(pool.committed_bytes(), 0);
+  EXPECT_EQ(pool.rows(page)[kPageBytes / 2 - 1], 0);
+  for (int64_t t = 0; t < kPageBytes / kRow; ++t) {
+    pool.Touch(page, t * kRow, kRow);
+    std::memset(reinterpret_cast<std::byte*>(pool.rows(page)) + t * kRow, 0xa5, kRow);
+    ASSERT_EQ(pool.committed_bytes(), WholeSystemPages((t + 1) * kRow));
+    ASSERT_EQ(meter.now(), pool.committed_bytes() + pool.table_bytes());
+  }
+  EXPECT_EQ(ResidentBytes(pool.rows(page), kPageBytes), kPageBytes);
+  const f16_bits* rows = pool.rows(page);
+  pool.Give(page);
+  EXPECT_EQ(pool.committed_bytes(), 0);
+  EXPECT_EQ(ResidentBytes(rows, kPageBytes), 0);
+  EXPECT_EQ(pool.Take(), page);
+  for (int64_t i = 0; i < kPageBytes / 2; ++i) ASSERT_EQ(rows[i], 0);
+  EXPECT_EQ(pool.peak_bytes(), kPageBytes);
+}
+
+TEST(CacheSide, RowsAndSealedPagesTakeMemoryOnlyWhileTheyAreThere) {
+  Fixture f("oscar", 1 << 16);
+  const int64_t row = kWidth * 2, page = f.side.layout().page_bytes;
+  EXPECT_LT(f.side.table_bytes(), 5 * f.side.num_pages());
+  f.Write(0, 40);
+  EXPECT_EQ(f.pool.committed_bytes(), WholeSystemPages(40 * row));
+  f.Write(40, 255);
+  EXPECT_EQ(f.pool.committed_bytes(), f.pool.page_bytes() + WholeSystemPages(127 * row));
+  for (int64_t slot = 255; slot < 20 * kPageTokens; ++slot) {
+    f.WriteOne(slot);
+    f.Seal();
+  }
+  EXPECT_EQ(f.side.sealed_pages(), 19);
+  EXPECT_EQ(f.pool.committed_bytes(), f.pool.page_bytes());
+  EXPECT_EQ(f.side.packed_bytes(), WholeSystemPages(19 * page));
+  EXPECT_EQ(ResidentBytes(f.side.sealed_bytes(0), WholeSystemPages(20 * page)), f.side.packed_bytes());
+  EXPECT_LT(f.meter.peak(), 2 * f.pool.page_bytes() + WholeSystemPages(18 * page) + f.side.table_bytes() +
+                                f.pool.table_bytes() + 2 * page);
+  for (int64_t p = 0; p < 19; ++p) f.side.ClearPage(p);
+  EXPECT_LE(ResidentBytes(f.side.sealed_bytes(0), WholeSystemPages(20 * page)), f.side.packed_bytes());
+  EXPECT_LT(f.side.packed_bytes(), 20 * AddressRange::SystemPageBytes());  // one between two pages, at most
+  f.side.Clear();
+  EXPECT_EQ(f.side.packed_bytes(), 0);
+  EXPECT_EQ(ResidentBytes(f.side.sealed_bytes(0), WholeSystemPages(20 * page)), 0);
 }
 
 TEST(CacheSide, LargerResidualsKeepMorePages) {
@@ -174,8 +242,14 @@ TEST(CacheSide, RandomOperationsKeepRowsAndAccountsRight) {
       staged += f.state(q) == PageState::kStaged;
       sealed += f.state(q) == PageState::kSealed;
     }
-    ASSERT_EQ(f.pool.used_bytes(), staged * f.pool.page_bytes());
+    ASSERT_EQ(f.pool.used_pages(), staged);
+    ASSERT_LE(f.pool.committed_bytes(), staged * f.pool.page_bytes());
     ASSERT_EQ(f.side.sealed_pages(), sealed);
+    // Neighbours may hold a system page at each end of what was given back.
+    ASSERT_GE(f.side.packed_bytes(), sealed * f.side.layout().page_bytes);
+    ASSERT_LE(f.side.packed_bytes(), WholeSystemPages(f.side.num_pages() * f.side.layout().page_bytes));
+    ASSERT_EQ(f.meter.now(), f.pool.committed_bytes() + f.pool.table_bytes() + f.side.packed_bytes() +
+                                 f.side.exact_bytes() + f.side.table_bytes());
     if (step % 100 != 0) continue;
     std::vector<f16_bits> got(kWidth);
     f.side.ReadRows(slot, slot + 1, got.data());
@@ -192,7 +266,11 @@ TEST(CacheSide, RandomOperationsKeepRowsAndAccountsRight) {
   }
   EXPECT_LE(f.pool.peak_bytes(), f.side.num_pages() * f.pool.page_bytes());
   f.side.Clear();
-  EXPECT_EQ(f.pool.used_bytes(), 0);
+  EXPECT_EQ(f.pool.used_pages(), 0);
+  EXPECT_EQ(f.pool.committed_bytes(), 0);
+  EXPECT_EQ(f.side.packed_bytes(), 0);
+  EXPECT_EQ(f.side.exact_bytes(), 0);
+  EXPECT_EQ(f.meter.now(), f.pool.table_bytes() + f.side.table_bytes());
 }
 
 }  // namespace

@@ -17,7 +17,8 @@ constexpr int64_t kWidth = 3 * 64;
 
 class CarrierTest : public testing::TestWithParam<const char*> {
  protected:
-  CarrierTest() : recipe_(ParseRecipe(GetParam())), pool_(kPageTokens * kWidth * 2), side_(NewSide()), moment_(kShape) {
+  CarrierTest()
+      : recipe_(ParseRecipe(GetParam())), pool_(kPageTokens * kWidth * 2, meter_), side_(NewSide()), moment_(kShape) {
     std::mt19937 random(3);
     std::normal_distribution<float> normal;
     for (int64_t slot = 0; slot < 4 * kPageTokens; ++slot) {
@@ -25,9 +26,9 @@ class CarrierTest : public testing::TestWithParam<const char*> {
       for (int64_t i = 0; i < kWidth; ++i) row[i] = F16FromF32(normal(random));
     }
     for (int h = 0; h < kShape.num_kv_heads; ++h) {
-      for (int i = 0; i < 64; ++i) {
-        for (int j = 0; j <= i; ++j) moment_.head(h)[i * 64 + j] = moment_.head(h)[j * 64 + i] = normal(random);
-      }
+      for (int i = 0; i < 64; ++i) moment_.variances(h)[i] = std::exp(normal(random));
+      for (int i = 0; i < SecondMoment::TriangleValues(kShape); ++i)
+        moment_.correlations(h)[i] = static_cast<int16_t>(random());
     }
     moment_.set_count(77);
     std::vector<int64_t> due;
@@ -50,6 +51,7 @@ class CarrierTest : public testing::TestWithParam<const char*> {
   }
 
   Recipe recipe_;
+  MemoryMeter meter_;
   StagingPool pool_;
   std::unique_ptr<CacheSide> side_;
   SecondMoment moment_;
@@ -65,17 +67,17 @@ TEST_P(CarrierTest, CarriesPageExactTokensAndMoment) {
     CarrierPage page;
     ASSERT_EQ(ReadCarrier(*side_, block_, page, parts), "");
     EXPECT_EQ(std::memcmp(page.sealed, side_->sealed_bytes(p), static_cast<size_t>(side_->layout().page_bytes)), 0);
-    EXPECT_EQ(page.exact, side_->page(p).exact);
+    EXPECT_EQ(page.exact, side_->exact(p));
     EXPECT_EQ(page.exact.Count(), p == 0 ? 4 : 0);
     if (p == 0) {
-      EXPECT_EQ(std::memcmp(page.exact_rows, side_->page(0).exact_rows.get(), 4 * kWidth * 2), 0);
+      EXPECT_EQ(std::memcmp(page.exact_rows, side_->exact_rows(0), 4 * kWidth * 2), 0);
     }
   }
   SecondMoment restored(kShape);
   ASSERT_TRUE(AssembleMoment(parts, restored));
   EXPECT_EQ(restored.count(), 77);
   EXPECT_EQ(parts.steps, 5);
-  EXPECT_EQ(std::memcmp(restored.head(0), moment_.head(0), static_cast<size_t>(moment_.bytes())), 0);
+  for (int h = 0; h < kShape.num_kv_heads; ++h) EXPECT_EQ(restored.Square(h), moment_.Square(h));
 }
 
 TEST_P(CarrierTest, EveryFlippedBitIsNoticed) {
@@ -91,7 +93,7 @@ TEST_P(CarrierTest, EveryFlippedBitIsNoticed) {
     block_[at] ^= bit;
     MomentParts none;
     EXPECT_NE(Read(*side_, none), "") << "byte " << at;
-    EXPECT_TRUE(none.values.empty());
+    EXPECT_TRUE(none.bytes.empty());
     block_[at] ^= bit;
   }
   EXPECT_EQ(Read(*side_, parts), "");

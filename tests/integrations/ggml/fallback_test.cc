@@ -1,6 +1,7 @@
 // Caches that cannot be packed work as llama.cpp's own, are counted and explained, and are refused when packing is
 // required.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <nlohmann/json.hpp>
 
@@ -48,8 +49,9 @@ TEST_P(FallbackTest, WorksLikeStockAndSaysWhy) {
     ASSERT_TRUE(c);
     got = loss(c.get());
     const kvrazor_ggml_stats stats = Stats();
-    EXPECT_EQ(stats.num_layers, 30);
-    EXPECT_EQ(stats.f16_layers, 30);
+    const int num_layers = Host::Get()->num_layers();
+    EXPECT_EQ(stats.num_layers, num_layers);
+    EXPECT_EQ(stats.f16_layers, num_layers);
     EXPECT_EQ(stats.packed_layers, 0);
     EXPECT_EQ(stats.packed_bytes, 0);
     EXPECT_GT(stats.other_bytes, 0);
@@ -57,7 +59,7 @@ TEST_P(FallbackTest, WorksLikeStockAndSaysWhy) {
     std::string json(kvrazor_ggml_explain(nullptr, 0), ' ');
     kvrazor_ggml_explain(json.data(), json.size() + 1);
     const nlohmann::json sides = nlohmann::json::parse(json);
-    ASSERT_EQ(sides.size(), 60u);
+    ASSERT_EQ(std::ssize(sides), 2 * num_layers);
     bool found = false;
     for (const auto& side : sides) {
       EXPECT_NE(side["reason"], "");
@@ -106,9 +108,12 @@ TEST(Memory, BytesAddUpAndAreFarBelowF16) {
   EXPECT_GE(s.staging_peak_bytes, s.staging_bytes);
   EXPECT_EQ(s.exact_bytes, 60 * 4 * 192 * 2);
   EXPECT_NEAR(s.bits_per_value, 2.25, 0.06);
-  EXPECT_EQ(static_cast<double>(s.packed_bytes), s.bits_per_value / 8 * 60 * 6 * 128 * 192);
-  EXPECT_EQ(s.total_bytes, s.packed_bytes + s.staging_peak_bytes + s.exact_bytes + s.table_bytes + s.other_bytes);
-  EXPECT_LT(s.total_bytes, s.f16_equivalent_bytes / 2);
+  const double sealed_bytes = s.bits_per_value / 8 * 60 * 6 * 128 * 192;
+  EXPECT_GE(static_cast<double>(s.packed_bytes), sealed_bytes);
+  EXPECT_LE(static_cast<double>(s.packed_bytes), sealed_bytes + 60.0 * static_cast<double>(sysconf(_SC_PAGESIZE)));
+  EXPECT_EQ(s.total_bytes, s.packed_bytes + s.staging_bytes + s.exact_bytes + s.table_bytes + s.other_bytes);
+  EXPECT_GE(s.peak_bytes, s.total_bytes);
+  EXPECT_LT(s.peak_bytes, s.f16_equivalent_bytes / 2);
 }
 
 }  // namespace

@@ -13,9 +13,6 @@
 namespace kvrazor::ggml_test {
 namespace {
 
-/// Tokens of a batch that llama.cpp computes at once: several pages a prompt, one batch a score.
-constexpr int kChunk = 256;
-
 std::string ModelPath() {
   const char* path = std::getenv("KVRAZOR_TEST_MODEL");
   return path ? path : KVRAZOR_TEST_MODEL_PATH;
@@ -53,19 +50,19 @@ Host::Host() {
   const llama_vocab* vocab = llama_model_get_vocab(model_);
   vocabulary_ = llama_vocab_n_tokens(vocab);
   const std::string text = ReadFile(KVRAZOR_TEST_TEXT_PATH);
-  text_.resize(text.size());
+  text_.resize(4 * text.size() + 8);  // a space may be three bytes, each a token
   const int count = llama_tokenize(vocab, text.c_str(), static_cast<int>(text.size()), text_.data(),
                                    static_cast<int>(text_.size()), true, false);
   text_.resize(static_cast<size_t>(std::max(count, 0)));
   if (count < 1800) ADD_FAILURE() << "the text in " << KVRAZOR_TEST_TEXT_PATH << " has only " << count << " tokens";
 }
 
-ContextPtr Host::NewContext(const ContextOptions& options) const {
+ContextPtr NewContext(llama_model* model, const ContextOptions& options) {
   char error[512];
   if (!kvrazor_ggml_set_recipe(options.recipe.c_str(), options.require, error, sizeof(error))) ADD_FAILURE() << error;
   llama_context_params p = llama_context_default_params();
   p.n_ctx = static_cast<uint32_t>(options.num_tokens * (options.unified ? 1 : options.num_sequences));
-  p.n_batch = p.n_ubatch = kChunk;
+  p.n_batch = p.n_ubatch = static_cast<uint32_t>(options.chunk);
   p.n_seq_max = static_cast<uint32_t>(options.num_sequences);
   p.kv_unified = options.unified;
   p.flash_attn_type = options.flash_attention;
@@ -74,12 +71,15 @@ ContextPtr Host::NewContext(const ContextOptions& options) const {
   p.n_threads = p.n_threads_batch = options.num_threads;
   p.no_perf = true;
   p.cb_eval = options.callback;
-  return ContextPtr(llama_init_from_model(model_, p));
+  p.embeddings = options.embeddings;
+  p.swa_full = options.full_window;
+  return ContextPtr(llama_init_from_model(model, p));
 }
 
 void Decode(llama_context* context, const llama_token* tokens, int count, int position, int sequence, bool all_logits) {
-  for (int first = 0; first < count; first += kChunk) {
-    const int n = std::min(kChunk, count - first);
+  const int chunk = static_cast<int>(llama_n_batch(context));
+  for (int first = 0; first < count; first += chunk) {
+    const int n = std::min(chunk, count - first);
     llama_batch batch = llama_batch_init(n, 0, 1);
     batch.n_tokens = n;
     for (int i = 0; i < n; ++i) {

@@ -19,6 +19,10 @@ struct ContextOptions {
   bool unified = false;
   llama_flash_attn_type flash_attention = LLAMA_FLASH_ATTN_TYPE_ENABLED;
   int num_threads = 1;
+  int chunk = 256;  ///< tokens computed at once: several pages a prompt, one batch a score
+  bool embeddings = false;
+  bool full_window =
+      true;  ///< sliding windows: room for the whole context, llama.h's default; its programs choose false
   ggml_type key_type = GGML_TYPE_F16;
   ggml_backend_sched_eval_callback callback = nullptr;
 };
@@ -28,6 +32,9 @@ struct FreeContext {
 };
 using ContextPtr = std::unique_ptr<llama_context, FreeContext>;
 
+/// nullptr if llama.cpp refuses.
+ContextPtr NewContext(llama_model* model, const ContextOptions& options);
+
 /// Loads the model and attaches the plug-in, once for all tests of a program.
 class Host {
  public:
@@ -35,10 +42,11 @@ class Host {
   static Host* Get();
   static std::string SkipReason();
 
-  ContextPtr NewContext(const ContextOptions& options) const;
+  ContextPtr NewContext(const ContextOptions& options) const { return ggml_test::NewContext(model_, options); }
   /// The licence text of the project.
   const std::vector<llama_token>& text() const { return text_; }
   int vocabulary() const { return vocabulary_; }
+  int num_layers() const { return llama_model_n_layer(model_); }
 
  private:
   Host();

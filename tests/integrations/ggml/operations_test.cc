@@ -59,7 +59,8 @@ double PrefixReuse(llama_context* c, const llama_token* t) {
   int position = 200;
   for (; position < 230; ++position) Decode(c, t + position, 1, position);
   Decode(c, t + position, kPrompt - position, position);
-  return ScoreAt(c, t);
+  // What is sealed twice loses the more or the less, as roundings fall: over few tokens that is most of what one sees.
+  return Loss(c, t + kPrompt, 3 * kScored, kPrompt);
 }
 
 double StateToOtherSequence(llama_context* c, const llama_token* t) {

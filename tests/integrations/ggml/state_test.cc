@@ -1,11 +1,13 @@
 // Saving and restoring through llama.cpp's own functions: exact where pages line up, and safe with damaged or foreign
 // data.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 #include <random>
 #include <string>
 #include <vector>
@@ -155,6 +157,30 @@ TEST_P(StateTest, TruncatedAndRandomDataNeverCrash) {
   }
   Decode(second.get(), tokens_, 40, 0);
   for (const float x : LastLogits(second.get())) ASSERT_TRUE(std::isfinite(x));
+}
+
+TEST_P(StateTest, AFullDiskIsReportedAndTheContextGoesOn) {
+  const ContextPtr c = New();
+  Decode(c.get(), tokens_, kPrompt, 0);
+  const std::vector<uint8_t> state = Save(c.get());
+  EXPECT_EQ(llama_state_seq_save_file(c.get(), "/dev/full", 0, tokens_, kPrompt), 0u);
+  EXPECT_EQ(Save(c.get()), state);
+}
+
+TEST_P(StateTest, ThroughAFile) {
+  const ContextPtr c = New();
+  Decode(c.get(), tokens_, kPrompt, 0);
+  const std::string path = testing::TempDir() + "kvrazor_state_" + std::to_string(getpid());
+  const size_t bytes = llama_state_seq_save_file(c.get(), path.c_str(), 0, tokens_, kPrompt);
+  ASSERT_GT(bytes, 0u);
+  const std::vector<float> want = Continue(c.get(), tokens_);
+  std::vector<llama_token> read(kPrompt);
+  size_t num_read = 0;
+  const ContextPtr other = New();
+  ASSERT_EQ(llama_state_seq_load_file(other.get(), path.c_str(), 0, read.data(), read.size(), &num_read), bytes);
+  EXPECT_EQ(num_read, static_cast<size_t>(kPrompt));
+  EXPECT_EQ(Continue(other.get(), tokens_), want);
+  std::filesystem::remove(path);
 }
 
 TEST_P(StateTest, StatesOfRowsCanBeReadByStockPrograms) {

@@ -44,6 +44,13 @@ def main():
     refused = run(program, model, text, KVRAZOR_RECIPE="oskar", KVRAZOR_REQUIRE="1", **by_path(library))
     assert refused.returncode != 0, "a bad recipe was accepted although it was required"
     assert "oskar" in refused.stdout + refused.stderr, "the message does not name what was wrong"
+
+    # Without the requirement the program goes on with llama.cpp's own cache: said at start and again for the cache itself.
+    unpacked = run(program, model, text, KVRAZOR_RECIPE="oskar", **by_path(library))
+    assert perplexity(unpacked) == stock, "a bad recipe changed what is computed"
+    for words in ("oskar", "NOTHING IS PACKED", "NOT PACKED: this KV cache is llama.cpp's own"):
+        assert words in unpacked.stderr, f"'{words}' is missing in:\n{unpacked.stderr[-2000:]}"
+    assert re.search(r"kvrazor: graphs \d+ .*sealed 0 ", unpacked.stderr), "something was sealed with a recipe that cannot be read"
     print(f"perplexity {stock} (llama.cpp's own cache), {packed} (razor-2)")
     return 0
 
