@@ -1,18 +1,20 @@
-// A sealed affine page (KIVI, OScaR) on f16 tensor cores without dequantizing it. One warp takes a whole page. Worked case D = 128:
+// A sealed affine page (KIVI, OScaR) on f16 tensor cores without dequantizing it. Two warps share a page, 64 tokens each. Worked case
+// D = 128, 4 query heads:
 //
-//   logit_t = norm_t (sum_c (q_c s_gc) (code_tc - 1.5) + sum_c q_c (o_gc + 1.5 s_gc)),   out_c likewise from p_t, s_tg, o_tg
+//   logit_t = norm_t (sum_c (q_c s_gc) code_tc + sum_c q_c o_gc),   out_c = sum_t (p_t s_tg) code_tc + sum_t p_t o_tg
 //
 //   operand A  codes straight from the word: w & (0x00030003 << 2j) is a pair of f16 subnormals, 4^j code 2^-24. Rows g + 8 stand two
-//              bits higher than rows g, odd tiles four bits higher than even ones (an accumulator of their own); the factors come
-//              out after the sum
-//   operand B  q times the scales, a pair of f16 multiplications for 32 tokens; or the weights times the scales
-//   offsets    two more products shared by the 32 tokens (channels) of a group: o + 1.5 s in every row of A with q, and -1.5 with the
-//              same rounded operand B as the codes, so that its rounding meets code - 1.5, not the code (half the error)
-//   keys       rows of A = tokens, summed over channels;   values  rows = channels, summed over tokens: the same words
+//              bits higher than rows g and leave with a factor 4; odd tiles of the summed dimension four bits higher than even ones,
+//              which operand B carries as 1/16
+//   operand B  keys: q times the scales, to 22 bits: column 2h is the product rounded to f16, column 2h + 1 what the rounding lost, so
+//              that large logits are exact enough; values: weights times scales, f16
+//   offsets    keys: rows g of A are one group of 32 tokens, rows g + 8 the other, one product for 64 tokens; values: rows are the
+//              groups of channels, a running sum of its own that joins the output when the warp leaves its pages
 //
 // Bytes: keys 4096 + 2048, values 4096 + 2048, norms 256; 12544, read once.
 #pragma once
 
+#include "src/backends/cuda/attend_params.h"
 #include "src/backends/cuda/packed_page.h"
 #include "src/backends/cuda/tile_state.cuh"
 
@@ -21,149 +23,240 @@ namespace kvrazor::cuda {
 template <int kDim, int kTiles>
 struct AffineCodec {
   using Page = AffinePage<kDim>;
-  using State = RunningSoftmax<kDim, kTiles>;
-  static constexpr int kQueryBytes = kF16QueryBytes<kDim>;
-  static constexpr float kWeightUnit = 16;  // small weights stay f16 normals, times a scale below 4096 they do not overflow
+  static constexpr int kTeamWarps = 2;  // a page
+  static constexpr int kTeams = 6;
+  static constexpr bool kMovesRegisters = true;  // 12 consumer warps would have 128 and spill in the loop
+  static constexpr int kGroups = kDim / 32;      // of channels
+  static constexpr float kWeightUnit = 16;       // small weights stay f16 normals, times a scale below 4096 they do not overflow
+  static constexpr float kSubnormal = 16777216;  // 2^24
+  static constexpr float kLargestQuery = 64;     // a head's queries, by a power of two: times a scale below 1024 they do not overflow
+
+  /// Query fragments in shared memory: uint4 [D/16][32 lanes] a head tile, {high or low of q, plus or minus high} in even and odd
+  /// columns; then a factor a head.
+  static constexpr int kTileBytes = kDim / 16 * 512 + 16;
+  static constexpr int kQueryBytes = kTiles * kTileBytes;
 
   struct Query {
-    uint2 fragment[kDim / 16];
-    float scale;
+    const uint4* fragment;
+    float scale[kTiles];
   };
 
-  __device__ static void LoadQuery(const uint8_t* from, float scale_log2, Query& query) {
-    const int lane = threadIdx.x & 31;
+  /// In pages the output is in fragment form: out[column][2j + r] counts kWeightUnit 2^-24 4^r, and offsets are summed apart.
+  struct State : RunningSoftmax<kDim, kTiles, 2> {
+    using Base = RunningSoftmax<kDim, kTiles, 2>;
+    float offset[2];  // row g % kGroups, column 2q and the next
+
+    __device__ void Clear() {
+      Base::Clear();
+      offset[0] = offset[1] = 0;
+    }
+    __device__ void Raise(int n, float logit) {
+      const float factor = Base::Raise(n, logit);
+      offset[n] *= factor;
+    }
+    __device__ void EnterPages() {
 #pragma unroll
-    for (int kt = 0; kt < kDim / 16; ++kt) query.fragment[kt] = reinterpret_cast<const uint2*>(from)[kt * 32 + lane];
-    query.scale = scale_log2;
-  }
-
-  /// Tokens [first, last) of the page, at least one of them.
-  __device__ static void AttendPage(const uint8_t* page, const Query& q, int first, int last, State& state) {
-    float logit[kTiles][16];
-    KeyLogits(page, q, first, last, logit);
-    uint32_t weight[16];
-    Weights(logit, weight, state);
-    AddValues(page, weight, state);
-  }
-
- private:
-  /// Products of one group: 32 rows of A (two tiles) with all of the summed dimension.
-  struct GroupSum {
-    float code[2][2][4] = {};   // [odd tile of the summed dimension][tile of rows][fragment]
-    float offset[4] = {};       // two accumulators, so that neither is a long chain
-    float middle[4] = {};
-
-    /// Rows g (high = 0) or g + 8 of a tile, head tile n.
-    __device__ float Value(int tile, int high, int n) const {
-      constexpr float kSubnormal = 16777216;  // 2^24
-      const float factor = high ? kSubnormal / 4 : kSubnormal;
-      return fmaf(factor, fmaf(code[1][tile][2 * high + n], 1.f / 16, code[0][tile][2 * high + n]), offset[n] + middle[n]);
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? 4.f : 1.f) * kWeightUnit / kSubnormal;
+      }
+    }
+    __device__ void LeavePages() {
+      const int qd = threadIdx.x & 3;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? 0.25f : 1.f) * kSubnormal / kWeightUnit;
+#pragma unroll
+        for (int group = 0; group < kGroups; ++group) {
+          const float sum = __shfl_sync(~0u, offset[n], 4 * group + qd) * (1 / kWeightUnit);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) this->out[n][4 * group + i] += sum;
+        }
+      }
+      offset[0] = offset[1] = 0;
     }
   };
 
+  /// Operand B: a lane's channels of every 16, two pairs t.
+  __device__ static constexpr int ChannelOf(int t, int q) { return 2 * q + 8 * t; }
+
+  /// x[4 i + 2 t + e]: channel 16 i + ChannelOf(t, q) + e of head (g / 2) + 4 tile, in the basis of the pages.
+  __device__ static void StoreQuery(uint8_t* to, int tile, float (&x)[kDim / 4], float scale_log2) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+    float largest = 1e-20f;
+#pragma unroll
+    for (int i = 0; i < kDim / 4; ++i) largest = fmaxf(largest, fabsf(x[i]));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
+    const uint32_t exponent = __float_as_uint(largest) & 0x7f800000u;  // of the power of two below
+    const float up = __uint_as_float(0x7f000000u - exponent) * (kLargestQuery / 2), down = __uint_as_float(exponent) * (2 / kLargestQuery);
+    uint8_t* tile_at = to + tile * kTileBytes;
+#pragma unroll
+    for (int kt = 0; kt < kDim / 16; ++kt) {
+      const float unit = kt % 2 ? up / 16 : up;
+      uint32_t high[2], low[2];
+#pragma unroll
+      for (int t = 0; t < 2; ++t) {
+        const float x0 = x[4 * kt + 2 * t] * unit, x1 = x[4 * kt + 2 * t + 1] * unit;
+        high[t] = PackF16(x0, x1);
+        low[t] = PackF16(x0 - LowF16(high[t]), x1 - HighF16(high[t]));
+      }
+      const uint32_t minus = g % 2 ? 0x80008000u : 0u;
+      reinterpret_cast<uint4*>(tile_at)[kt * 32 + lane] = make_uint4(g % 2 ? low[0] : high[0], g % 2 ? low[1] : high[1], high[0] ^ minus, high[1] ^ minus);
+    }
+    if (g % 2 == 0 && q == 0) *reinterpret_cast<float*>(tile_at + kDim / 16 * 512 + (g >> 1) * 4) = scale_log2 * down;
+  }
+
+  __device__ static void LoadQuery(const uint8_t* from, Query& query) {
+    const int lane = threadIdx.x & 31;
+    query.fragment = reinterpret_cast<const uint4*>(from) + lane;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) query.scale[n] = *reinterpret_cast<const float*>(from + n * kTileBytes + kDim / 16 * 512 + (lane & 3) * 4);
+  }
+
+  /// Tokens [64 part, 64 part + 64) of the page as far as `visible` allows.
+  template <class Visible>
+  __device__ static void AttendPage(const AttendParams& a, const uint8_t* page, int part, const Query& q, const Visible& visible, State& state) {
+    float logit[kTiles][8];
+    KeyLogits(page, part, q, logit);
+    visible.Finish(a, logit, 64 * part);
+    uint32_t weight[8];
+    Weights(logit, weight, state);
+    AddValues(page, part, weight, state);
+  }
+
+ private:
   __device__ static uint32_t Multiply(uint32_t x, uint32_t y) {
     const half2 product = __hmul2(*reinterpret_cast<const half2*>(&x), *reinterpret_cast<const half2*>(&y));
     return *reinterpret_cast<const uint32_t*>(&product);
   }
 
-  __device__ static uint32_t MultiplyAdd(uint32_t x, uint32_t y, uint32_t z) {
+  static __device__ uint32_t MultiplyAdd(uint32_t x, uint32_t y, uint32_t z) {
     const half2 sum = __hfma2(*reinterpret_cast<const half2*>(&x), *reinterpret_cast<const half2*>(&y), *reinterpret_cast<const half2*>(&z));
     return *reinterpret_cast<const uint32_t*>(&sum);
   }
 
-  /// Group p of one side; b_of(kt) gives the B fragment before scaling.
-  template <int kTilesSummed, class BOf>
-  __device__ static void SumGroup(const uint8_t* codes, const uint8_t* params, int p, BOf b_of, GroupSum& sum) {
-    const int lane = threadIdx.x & 31, qd = lane & 3;
+  /// Operand B of the codes for a pair of channels, without a branch. Even columns: high * scale, rounded. Odd columns: what that lost
+  /// of (high + low) * scale.
+  struct ScaledQuery {
+    uint32_t rounded, back, low;  // even columns: high, 0, 0; odd columns: -high, high, low
+
+    /// own: the operand of the offsets, high in even and low in odd columns.
+    __device__ ScaledQuery(uint32_t own, uint32_t signed_high, uint32_t minus_odd, uint32_t odd)
+        : rounded(signed_high), back(Multiply(signed_high, minus_odd)), low(Multiply(own, odd)) {}
+    __device__ uint32_t Times(uint32_t scale) const {
+      return MultiplyAdd(low, scale, MultiplyAdd(back, scale, Multiply(rounded, scale)));
+    }
+  };
+
+  __device__ static void KeyLogits(const uint8_t* page, int part, const Query& q, float (&logit)[kTiles][8]) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
+    const uint32_t odd_column = g % 2 ? 0x3c003c00u : 0u, minus_odd_column = g % 2 ? 0xbc00bc00u : 0u;  // 1 and -1 in f16, or 0
+    float code[kTiles][2][2][4] = {};   // [group of 32 tokens][16 tokens of it]
+    float offset[kTiles][2][4] = {};    // [parity of kt]; rows g: first group, rows g + 8: second
+    uint4 words[2];
 #pragma unroll
-    for (int quad = 0; quad < kTilesSummed / 4; ++quad) {
-      const uint4 words = *reinterpret_cast<const uint4*>(codes + ((p * (kTilesSummed / 4) + quad) * 32 + lane) * 16);
+    for (int kt = 0; kt < kDim / 16; ++kt) {
+      const int at = (part * (kDim / 16) + kt) * 64 + qd * 16, odd = kt % 2, i = kt % 4 / 2 * 2;
+      const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kKeyScale + at);
+      const uint4 offsets = *reinterpret_cast<const uint4*>(page + Page::kKeyOffset + at);
+      if (kt % 4 == 0) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int kt = 4 * quad + i, odd = i % 2;
-        const uint4 param = *reinterpret_cast<const uint4*>(params + ((p * kTilesSummed + kt) * 4 + qd) * 16);
-        const uint2 b = b_of(kt);
-        const uint32_t b0 = Multiply(b.x, param.x), b1 = Multiply(b.y, param.y);
-        const uint32_t low = 0x00030003u << (4 * odd), high = 0x000c000cu << (4 * odd);
+        for (int group = 0; group < 2; ++group) {
+          words[group] = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + (((2 * part + group) * (kDim / 64) + kt / 4) * 32 + lane) * 16);
+        }
+      }
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) {
+        const uint4 f = q.fragment[n * (kTileBytes / 16) + kt * 32];
+        float(&o)[4] = offset[n][odd];
+        MmaF16(o[0], o[1], o[2], o[3], offsets.x, offsets.y, offsets.z, offsets.w, f.x, f.y);
+        const ScaledQuery q0(f.x, f.z, minus_odd_column, odd_column), q1(f.y, f.w, minus_odd_column, odd_column);
+#pragma unroll
+        for (int group = 0; group < 2; ++group) {
+          const uint32_t b0 = q0.Times(group ? scales.z : scales.x), b1 = q1.Times(group ? scales.w : scales.y);
+#pragma unroll
+          for (int tile = 0; tile < 2; ++tile) {
+            MmaCodes(code[n][group][tile], WordOf(words[group], i) >> (8 * tile), WordOf(words[group], i + 1) >> (8 * tile), odd, b0, b1);
+          }
+        }
+      }
+    }
+    const uint4 norms = *reinterpret_cast<const uint4*>(page + Page::kTokenNorm + g * 32 + part * 16);
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int group = 0; group < 2; ++group) {
+        const float(&o0)[4] = offset[n][0];
+        const float(&o1)[4] = offset[n][1];
+        const float shift = fmaf(16.f, o1[2 * group] + o1[2 * group + 1], o0[2 * group] + o0[2 * group + 1]) * q.scale[n];
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
-          const uint32_t x = WordOf(words, i / 2 * 2) >> (8 * tile), y = WordOf(words, i / 2 * 2 + 1) >> (8 * tile);
-          float(&c)[4] = sum.code[odd][tile];
-          MmaF16(c[0], c[1], c[2], c[3], x & low, x & high, y & low, y & high, b0, b1);
+          const float(&c)[4] = code[n][group][tile];
+          const uint32_t norm = WordOf(norms, 2 * group + tile);
+          const int j = 2 * (2 * group + tile);
+          logit[n][j] = fmaf(c[0] + c[1], kSubnormal * q.scale[n], shift) * LowF16(norm);
+          logit[n][j + 1] = fmaf(c[2] + c[3], kSubnormal / 4 * q.scale[n], shift) * HighF16(norm);
         }
-        constexpr uint32_t kMiddle = 0x3e003e00u, kMinusMiddle = 0xbe00be00u;  // 1.5 and -1.5 in f16, twice
-        const uint32_t centre0 = MultiplyAdd(kMiddle, param.x, param.z), centre1 = MultiplyAdd(kMiddle, param.y, param.w);
-        float(&o)[4] = sum.offset;
-        float(&m)[4] = sum.middle;
-        MmaF16(o[0], o[1], o[2], o[3], centre0, centre0, centre1, centre1, b.x, b.y);
-        MmaF16(m[0], m[1], m[2], m[3], kMinusMiddle, kMinusMiddle, kMinusMiddle, kMinusMiddle, b0, b1);
       }
     }
   }
 
-  __device__ static void KeyLogits(const uint8_t* page, const Query& q, int first, int last, float (&logit)[kTiles][16]) {
-    const int g = (threadIdx.x & 31) >> 2;
-    const uint4 norms[2] = {*reinterpret_cast<const uint4*>(page + Page::kTokenNorm + g * 32),
-                            *reinterpret_cast<const uint4*>(page + Page::kTokenNorm + g * 32 + 16)};
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      GroupSum sum;
-      SumGroup<kDim / 16>(page + Page::kKeyCodes, page + Page::kKeyParams, p, [&](int kt) { return q.fragment[kt]; }, sum);
-#pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const int j = 2 * p + tile;
-        const uint32_t norm = WordOf(norms[j >> 2], j & 3);
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          logit[n][2 * j] = sum.Value(tile, 0, n) * (LowF16(norm) * q.scale);
-          logit[n][2 * j + 1] = sum.Value(tile, 1, n) * (HighF16(norm) * q.scale);
-        }
-      }
-    }
-    if (first == 0 && last == kTokens) return;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      const int token = 16 * (i >> 1) + g + 8 * (i & 1);
-      if (token >= first && token < last) continue;
-#pragma unroll
-      for (int n = 0; n < kTiles; ++n) logit[n][i] = kNoLogit;
-    }
+  __device__ static void MmaCodes(float (&c)[4], uint32_t x, uint32_t y, int odd, uint32_t b0, uint32_t b1) {
+    MmaCodes(c[0], c[1], c[2], c[3], x, y, odd, b0, b1);
+  }
+  __device__ static void MmaCodes(float& c0, float& c1, float& c2, float& c3, uint32_t x, uint32_t y, int odd, uint32_t b0, uint32_t b1) {
+    const uint32_t low = 0x00030003u << (4 * odd), high = 0x000c000cu << (4 * odd);
+    MmaF16(c0, c1, c2, c3, x & low, x & high, y & low, y & high, b0, b1);
   }
 
-  __device__ static void Weights(float (&logit)[kTiles][16], uint32_t (&weight)[16], State& state) {
+  __device__ static void Weights(float (&logit)[kTiles][8], uint32_t (&weight)[8], State& state) {
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
       float top = logit[n][0];
 #pragma unroll
-      for (int i = 1; i < 16; ++i) top = fmaxf(top, logit[n][i]);
+      for (int i = 1; i < 8; ++i) top = fmaxf(top, logit[n][i]);
       state.Raise(n, MaxOverRows(top));
       float sum = 0;
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
+      for (int i = 0; i < 8; ++i) {
         logit[n][i] = Exp2(logit[n][i] - state.top[n]);
         sum += logit[n][i];
       }
       state.sum[n] += sum;
     }
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
+    for (int i = 0; i < 8; ++i) {
       weight[i] = Transpose8x8(PackF16(kWeightUnit * logit[0][i], kTiles == 2 ? kWeightUnit * logit[kTiles - 1][i] : 0.f));
     }
   }
 
-  __device__ static void AddValues(const uint8_t* page, const uint32_t (&weight)[16], State& state) {
+  __device__ static void AddValues(const uint8_t* page, int part, const uint32_t (&weight)[8], State& state) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
 #pragma unroll
-    for (int p = 0; p < kDim / 32; ++p) {
-      GroupSum sum;
-      SumGroup<8>(page + Page::kValueCodes, page + Page::kValueParams, p,
-                  [&](int kt) { return make_uint2(weight[2 * kt], weight[2 * kt + 1]); }, sum);
+    for (int pair = 0; pair < 2; ++pair) {  // of token tiles
+      const uint32_t* w = weight + 4 * pair;
+      const uint4 offsets = *reinterpret_cast<const uint4*>(page + Page::kValueOffset + ((2 * part + pair) * kGroups + g % kGroups) * 64 + qd * 16);
+      float unused0 = 0, unused1 = 0;
+      MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.x, 0, offsets.y, 0, w[0], w[1]);
+      MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.z, 0, offsets.w, 0, w[2], w[3]);
+      constexpr uint32_t kSixteenth = 0x2c002c00u;  // f16, twice
+      const uint32_t odd0 = Multiply(w[2], kSixteenth), odd1 = Multiply(w[3], kSixteenth);
 #pragma unroll
-      for (int tile = 0; tile < 2; ++tile) {
-        const int j = 2 * p + tile;
+      for (int group = 0; group < kGroups; ++group) {
+        const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kValueScale + (group * 4 + 2 * part + pair) * 64 + qd * 16);
+        const uint2 words = *reinterpret_cast<const uint2*>(page + Page::kValueCodes + ((group * 2 + part) * 32 + lane) * 16 + 8 * pair);
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          state.out[n][2 * j] = fmaf(1 / kWeightUnit, sum.Value(tile, 0, n), state.out[n][2 * j]);
-          state.out[n][2 * j + 1] = fmaf(1 / kWeightUnit, sum.Value(tile, 1, n), state.out[n][2 * j + 1]);
+        for (int odd = 0; odd < 2; ++odd) {
+          const uint32_t b0 = odd ? Multiply(odd0, scales.z) : Multiply(w[0], scales.x);
+          const uint32_t b1 = odd ? Multiply(odd1, scales.w) : Multiply(w[1], scales.y);
+#pragma unroll
+          for (int tile = 0; tile < 2; ++tile) {
+            const int j = 2 * (2 * group + tile);
+            MmaCodes(state.out[0][j], state.out[1][j], state.out[0][j + 1], state.out[1][j + 1], words.x >> (8 * tile), words.y >> (8 * tile), odd,
+                     b0, b1);
+          }
         }
       }
     }

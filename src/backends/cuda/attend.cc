@@ -15,11 +15,12 @@ namespace kvrazor::cuda {
 namespace {
 
 constexpr int kMaxBatch = 1024;
-constexpr int kMaxGqa = kPartialHeads;
+constexpr int kMaxGqa = 16;
+constexpr int kRowsOfOneTile = 4;
 // Enough bytes in flight to cover the memory's latency; more only makes the multiprocessors end further apart
 // (docs/kernel_history.md).
 constexpr int kRazorStages = 16;
-constexpr int kAffineStages = 8;
+constexpr int kAffineStages = 12;
 
 [[noreturn]] void Refuse(const std::string& why) { throw Error("cuda attend: " + why); }
 
@@ -45,7 +46,14 @@ void CheckSpec(const AttendSpec& s, const Device& device) {
   }
   if (s.max_pages < 1) Refuse("max_pages=" + Text(s.max_pages) + " must be at least 1.");
   // Positions of the schedule are 32-bit numbers, and so are tokens of a sequence.
-  const int64_t units = int64_t{s.max_batch_size} * f.num_kv_heads * (int64_t{s.max_pages} * (kTokens / kRowUnit) + 2);
+  if (s.qo_len < 1 || s.qo_len > kMaxQueryTokens) {
+    Refuse("qo_len=" + Text(s.qo_len) + "; possible are 1 to " + Text(kMaxQueryTokens) + " new tokens a sequence.");
+  }
+  if (s.sliding_window < 0) Refuse("sliding_window=" + Text(s.sliding_window) + " must not be negative; 0 is none.");
+  if (!std::isfinite(s.softcap) || s.softcap < 0) Refuse("softcap must be finite and not negative; 0 is none.");
+  const int blocks = (s.qo_len * (s.num_qo_heads / f.num_kv_heads) + kBlockRows - 1) / kBlockRows;
+  const int64_t units =
+      int64_t{s.max_batch_size} * f.num_kv_heads * blocks * (int64_t{s.max_pages} * (kTokens / kRowUnit) + 2);
   if (units > INT32_MAX || int64_t{s.max_pages} * kTokens > INT32_MAX) {
     Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) +
            " units). Split the batch.");
@@ -54,9 +62,6 @@ void CheckSpec(const AttendSpec& s, const Device& device) {
     Refuse("sink_tokens=" + Text(s.sink_tokens) + "; possible are 0 to " + Text(kMaxSinkTokens) + ".");
   }
   if (!std::isfinite(s.softmax_scale) || !(s.softmax_scale > 0)) Refuse("softmax_scale must be positive and finite.");
-  if (s.ring_stages < 0 || s.ring_stages > kMaxStages || s.ring_stages % kConsumers != 0) {
-    Refuse("ring_stages=" + Text(s.ring_stages) + "; possible are 0, 8, 16, 24, 32.");
-  }
 }
 
 AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
@@ -75,25 +80,22 @@ AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
 
 }  // namespace
 
-Device CurrentDevice() {
-  int id = 0;
-  Check(cudaGetDevice(&id), "there is no CUDA device");
-  cudaDeviceProp p{};
-  Check(cudaGetDeviceProperties(&p, id), "the CUDA device cannot be read");
-  return {.name = p.name,
-          .compute_major = p.major,
-          .num_sms = p.multiProcessorCount,
-          .shared_bytes = static_cast<int64_t>(p.sharedMemPerBlockOptin)};
-}
-
 AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spec), device_(device) {
   CheckSpec(spec, device);
   gqa_ratio_ = spec.num_qo_heads / spec.format.num_kv_heads;
-  instance_ = FindInstance(spec, gqa_ratio_ <= 4 ? 1 : 2);
+  const int rows = spec.qo_len * gqa_ratio_;
+  num_blocks_ = (rows + kBlockRows - 1) / kBlockRows;
+  block_rows_ = (rows + num_blocks_ - 1) / num_blocks_;
+  instance_ = FindInstance(spec, block_rows_ <= kRowsOfOneTile ? 1 : 2);
+  if (spec.ring_stages < 0 || spec.ring_stages > kMaxStages || spec.ring_stages % instance_.teams != 0) {
+    Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and multiples of " + Text(instance_.teams) +
+           " up to " + Text(kMaxStages) + ".");
+  }
   const int usual_stages = spec.format.kind == PageKind::kRazor ? kRazorStages : kAffineStages;
   num_stages_ = spec.ring_stages ? spec.ring_stages : usual_stages;
-  const auto bytes = [&] { return instance_.shared_bytes(num_stages_, gqa_ratio_, spec.max_batch_size); };
-  while (spec.ring_stages == 0 && num_stages_ > kConsumers && bytes() > device.shared_bytes) num_stages_ -= kConsumers;
+  const auto bytes = [&] { return instance_.shared_bytes(num_stages_, block_rows_, spec.max_batch_size); };
+  while (spec.ring_stages == 0 && num_stages_ > instance_.teams && bytes() > device.shared_bytes)
+    num_stages_ -= instance_.teams;
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
     Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
@@ -101,11 +103,12 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   }
 }
 
-int64_t AttendPlan::num_partials() const { return int64_t{2} * device_.num_sms * kPartialHeads; }
+int64_t AttendPlan::num_partials() const { return int64_t{2} * device_.num_sms * kBlockRows; }
 
 int64_t AttendPlan::workspace_bytes() const {
   return num_partials() * (spec_.format.head_dim + 2) * static_cast<int64_t>(sizeof(float)) +
-         int64_t{spec_.max_batch_size} * spec_.format.num_kv_heads * static_cast<int64_t>(sizeof(int32_t));
+         int64_t{spec_.max_batch_size} * spec_.format.num_kv_heads * num_blocks_ *
+             static_cast<int64_t>(sizeof(int32_t));
 }
 
 std::string AttendPlan::Explain() const {
@@ -113,9 +116,14 @@ std::string AttendPlan::Explain() const {
   const std::string math =
       f.kind == PageKind::kRazor ? "razor pages on int8 tensor cores" : "affine pages on f16 tensor cores";
   return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) +
-         ", " + Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head in " +
-         Text(instance_.head_tiles) + " tile" + (instance_.head_tiles == 1 ? "" : "s") + "; stream-K over " +
-         Text(device_.num_sms) + " CTAs, " + Text(kConsumers) + " consumer warps, " + Text(num_stages_) + " stages, " +
+         ", " + Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head" +
+         (spec_.qo_len > 1 ? " and " + Text(spec_.qo_len) + " new tokens" : "") + " in " + Text(num_blocks_) +
+         " block" + (num_blocks_ == 1 ? "" : "s (pages are read once a block)") + " of " + Text(block_rows_) + " rows" +
+         (spec_.sliding_window ? ", window " + Text(spec_.sliding_window) : "") +
+         (spec_.softcap > 0 ? ", softcap" : "") + (spec_.masked ? ", masked" : "") +
+         (spec_.learned_sinks ? ", learned sinks" : "") + (spec_.bf16 ? ", bf16 queries" : "") + "; stream-K over " +
+         Text(device_.num_sms) + " CTAs, " + Text(instance_.teams) + " teams of " + Text(instance_.team_warps) +
+         " consumer warp" + (instance_.team_warps == 1 ? "" : "s") + ", " + Text(num_stages_) + " stages, " +
          Text(shared_bytes_) + " bytes of shared memory, combine fused" +
          (spec_.programmatic_launch ? ", programmatic launch" : "");
 }
@@ -128,7 +136,7 @@ void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
 
 void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   const PackedFormat& f = spec_.format;
-  const int64_t row = int64_t{spec_.num_qo_heads} * f.head_dim;
+  const int64_t row = int64_t{spec_.qo_len} * spec_.num_qo_heads * f.head_dim;
   if (a.batch_size < 0 || a.batch_size > spec_.max_batch_size) {
     Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
   }
@@ -138,13 +146,18 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   }
   if (spec_.sink_tokens > 0 && !a.sink_rows)
     Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
+  if (spec_.learned_sinks && !a.sink_logits) Refuse("sink_logits is null, but the plan has learned_sinks.");
+  if (spec_.masked && (!a.mask || a.mask_stride < 8 || a.mask_stride % 8 != 0)) {
+    Refuse("the plan is masked: mask must not be null and mask_stride a multiple of 8 values.");
+  }
   for (const int64_t stride : {a.q_stride, a.out_stride}) {
     if (stride % 8 != 0 || (stride != 0 && stride < row))
       Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
   }
-  for (const void* p : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages),
-                        static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.q),
-                        static_cast<const void*>(a.out), static_cast<const void*>(a.workspace)}) {
+  for (const void* p :
+       {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages),
+        static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.q), static_cast<const void*>(a.out),
+        static_cast<const void*>(a.mask), static_cast<const void*>(a.workspace)}) {
     if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
   }
   float* partial_out = static_cast<float*>(a.workspace);
@@ -159,18 +172,28 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
       .q = a.q,
       .out = a.out,
       .lse = a.lse,
+      .sink_logits = spec_.learned_sinks ? a.sink_logits : nullptr,
+      .mask = spec_.masked ? a.mask : nullptr,
       .partial_out = partial_out,
       .partial_lse = partial_lse,
       .arrivals = reinterpret_cast<int32_t*>(partial_lse + 2 * num_partials()),
       .q_stride = a.q_stride ? a.q_stride : row,
       .out_stride = a.out_stride ? a.out_stride : row,
+      .mask_stride = a.mask_stride,
       .batch_size = a.batch_size,
       .num_kv_heads = f.num_kv_heads,
       .gqa_ratio = gqa_ratio_,
+      .qo_len = spec_.qo_len,
+      .block_rows = block_rows_,
+      .num_blocks = num_blocks_,
       .table_stride = spec_.max_pages,
       .sink_tokens = spec_.sink_tokens,
+      .window = spec_.sliding_window,
+      .causal = spec_.causal,
+      .bf16 = spec_.bf16,
       .num_stages = num_stages_,
       .scale_log2 = spec_.softmax_scale * std::numbers::log2e_v<float>,
+      .softcap_log2 = spec_.softcap * std::numbers::log2e_v<float>,
   };
   void* arguments[] = {&params};
   cudaLaunchAttribute attribute{};
@@ -178,7 +201,7 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   attribute.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(device_.num_sms));
-  config.blockDim = dim3(kAttendThreads);
+  config.blockDim = dim3(static_cast<unsigned>(instance_.threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes_);
   config.stream = stream;
   config.attrs = &attribute;

@@ -1,4 +1,4 @@
-// Decode attention on the GPU: one new token a sequence against packed pages, 16-bit rows and sinks. A plan checks everything and picks
+// Decode attention on the GPU: one new token a sequence, or a few, against packed pages, 16-bit rows and sinks. A plan checks everything and picks
 // the kernel; a run only launches it: no allocation, no wait for the device, so it can be captured in a CUDA graph and replayed after
 // lengths, page tables, queries and pages changed in device memory.
 #pragma once
@@ -8,29 +8,26 @@
 #include <string>
 
 #include "src/backends/cuda/attend_instance.h"
+#include "src/backends/cuda/device.h"
 #include "src/backends/cuda/page_convert.h"
 
 namespace kvrazor::cuda {
 
-/// What a plan must know of a device.
-struct Device {
-  std::string name;
-  int compute_major = 0;
-  int num_sms = 0;
-  int64_t shared_bytes = 0;  ///< a CTA may use
-};
-
-/// The current device; throws Error if there is none.
-Device CurrentDevice();
-
 struct AttendSpec {
   PackedFormat format;
-  int num_qo_heads = 0;  ///< a multiple of num_kv_heads, at most 8 times as many
+  int num_qo_heads = 0;  ///< a multiple of num_kv_heads, at most 16 times as many
   int max_batch_size = 0;
   int max_pages = 0;    ///< entries of a page table row; kv_len beyond 128 * max_pages is cut off there
   int sink_tokens = 0;  ///< first tokens of every sequence, read from sink rows when their page is sealed; at most 16
   float softmax_scale = 0;
-  int ring_stages = 0;  ///< pages in flight a multiprocessor, a multiple of 8; 0: chosen
+  int qo_len = 1;              ///< new tokens of every sequence, at most 8; they are the last of its kv_len
+  bool causal = true;          ///< a new token does not see those after it; false where the mask says what is seen
+  int sliding_window = 0;      ///< tokens a new one sees, itself among them; 0: all
+  float softcap = 0;           ///< logits become softcap * tanh(logit / softcap), before the mask; 0: as they are
+  bool masked = false;         ///< a mask is added to the logits; pages that it hides from every new token are not read
+  bool learned_sinks = false;  ///< a logit a query head joins the softmax denominator
+  bool bf16 = false;           ///< q and out are bf16; rows stay f16
+  int ring_stages = 0;         ///< pages in flight a multiprocessor, a multiple of the consumer teams; 0: chosen
   /// The kernel's start may overlap the end of the kernel before it in the stream (programmatic dependent launch). It still waits for
   /// that kernel before it reads or writes global memory.
   bool programmatic_launch = true;
@@ -48,12 +45,15 @@ struct AttendArrays {
   /// [batch_size] first token of the residual window, a multiple of 128 (or anything from kv_len up: none). Only speed depends on it:
   /// the work of the pages behind it is shared out 16 tokens at a time; a row page in front of it is read by one warp.
   const int32_t* row_start = nullptr;
-  const f16_bits* q = nullptr;  ///< [batch_size][num_qo_heads][head_dim] after RoPE, not rotated
-  f16_bits* out = nullptr;      ///< [batch_size][num_qo_heads][head_dim], not rotated
-  float* lse = nullptr;         ///< [batch_size][num_qo_heads] natural log of the softmax denominator, or nullptr
-  void* workspace = nullptr;    ///< workspace_bytes(), initialized once; one run at a time
-  int64_t q_stride = 0;         ///< values from one sequence to the next, a multiple of 8; 0: contiguous
+  const f16_bits* q = nullptr;  ///< [batch_size][qo_len][num_qo_heads][head_dim] after RoPE, not rotated; f16 or bf16
+  f16_bits* out = nullptr;      ///< likewise, not rotated
+  float* lse = nullptr;  ///< [batch_size][qo_len][num_qo_heads] natural log of the softmax denominator, or nullptr
+  const float* sink_logits = nullptr;  ///< [num_qo_heads] with learned_sinks
+  const f16_bits* mask = nullptr;      ///< [batch_size][qo_len][mask_stride] with masked; -inf hides
+  void* workspace = nullptr;           ///< workspace_bytes(), initialized once; one run at a time
+  int64_t q_stride = 0;                ///< values from one sequence to the next, a multiple of 8; 0: contiguous
   int64_t out_stride = 0;
+  int64_t mask_stride = 0;  ///< values from one new token to the next, a multiple of 8 and at least the longest kv_len
   int batch_size = 0;
 };
 
@@ -79,6 +79,8 @@ class AttendPlan {
   Device device_;
   AttendInstance instance_{};
   int gqa_ratio_ = 0;
+  int num_blocks_ = 0;  // of query rows (new token, query head) of a kv head, each of block_rows_
+  int block_rows_ = 0;
   int num_stages_ = 0;
   int shared_bytes_ = 0;
 };

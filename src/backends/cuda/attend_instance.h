@@ -14,7 +14,10 @@ struct AttendInstance {
   int head_dim;
   int head_tiles;        // of 4 query heads
   const void* function;  // void (const AttendParams)
-  int (*shared_bytes)(int num_stages, int gqa_ratio, int batch_size);
+  int (*shared_bytes)(int num_stages, int block_rows, int batch_size);
+  int threads;  // of a CTA
+  int teams;    // of consumer warps; a stage of the ring belongs to one
+  int team_warps;
 };
 
 /// What this build has.

@@ -3,13 +3,13 @@
 
 namespace kvrazor::cuda {
 
-inline constexpr int kConsumers = 8;  // warps; a stage of the ring belongs to one
-inline constexpr int kMergers = 3;    // warps; 12 in all leave 168 registers a thread
-inline constexpr int kAttendThreads = (kConsumers + 1 + kMergers) * 32;
+inline constexpr int kMergers = 3;      // warps; with the producer one warp a scheduler
 inline constexpr int kMergeGroups = 2;  // in which the parts of a tile are summed
 inline constexpr int kQuerySlots = 2;
 inline constexpr int kMaxStages = 32;
-inline constexpr int kBarrierBytes = 8 * (2 * kMaxStages + 4 * kQuerySlots + 2);
-inline constexpr int kPartialHeads = 8;  // heads a partial has room for
+inline constexpr int kMaxConsumers = 12;
+inline constexpr int kBarrierBytes = 8 * (2 * kMaxStages + 4 * kQuerySlots + 2 + kMaxConsumers);
+inline constexpr int kBlockRows = 8;  // query rows (new token, query head) that a tile takes at once
+inline constexpr int kMaxQueryTokens = 8;
 
 }  // namespace kvrazor::cuda

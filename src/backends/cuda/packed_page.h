@@ -54,13 +54,33 @@ struct AffinePage {
   // word [4 p][D/64 quad][32 lanes][4 i]: field f = 4 t + 2 odd + high at bits [2f, 2f+2) and [16+2f, ..) is
   // token 32 p + 16 t + g + 8 high, channels 16 (4 quad + 2 (i / 2) + odd) + 2 q + 8 (i % 2) and the next
   static constexpr int kKeyCodes = 0;
-  // f16 pairs [4 p][D/16 kt][4 q][4: scale, scale, offset, offset]: channels 16 kt + 2 q + {0,1} and + {8,9}, tokens 32 p ..
-  static constexpr int kKeyParams = kKeyCodes + kTokens * kDim / 4;
+  // f16 pairs [2 half][D/16 kt][4 q][4: group 2 half low, high, group 2 half + 1 low, high]; low: channels 16 kt + 2 q and the next,
+  // high: 8 further. A group is 32 tokens
+  static constexpr int kKeyScale = kKeyCodes + kTokens * kDim / 4;
+  // [2 half][D/16 kt][4 q][4: low of both groups, high of both groups]: operand A of a product of its own
+  static constexpr int kKeyOffset = kKeyScale + 8 * kDim;
   // the same with tokens and channels exchanged: [D/32 p][2 quad][32][4]
-  static constexpr int kValueCodes = kKeyParams + 16 * kDim;
-  static constexpr int kValueParams = kValueCodes + kTokens * kDim / 4;  // [D/32 p][8 kt][4 q][4]
-  static constexpr int kTokenNorm = kValueParams + 16 * kDim;  // f16 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
+  static constexpr int kValueCodes = kKeyOffset + 8 * kDim;
+  // f16 pairs [D/32 group][4 kt pair][4 q][4: even kt low, high, odd kt low, high]; low: tokens 16 kt + 2 q and the next, high: 8
+  // further. A group is 32 channels
+  static constexpr int kValueScale = kValueCodes + kTokens * kDim / 4;
+  static constexpr int kValueOffset = kValueScale + 8 * kDim;  // [4 kt pair][D/32 group][4 q][4], likewise
+  static constexpr int kTokenNorm = kValueOffset + 8 * kDim;   // f16 [8 g][16 i]: token 16 (i / 2) + g + 8 (i % 2)
   static constexpr int kBytes = RoundUp(kTokenNorm + 2 * kTokens, 128);
+
+  /// Byte of the f16 pair of parameters of (group of 32 tokens of keys or channels of values, channels or tokens k and k + 1); k even.
+  KVRAZOR_HOST_DEVICE static constexpr int KeyScaleByte(int group, int k) {
+    return kKeyScale + 4 * (((group / 2 * (kDim / 16) + k / 16) * 4 + k % 8 / 2) * 4 + group % 2 * 2 + k % 16 / 8);
+  }
+  KVRAZOR_HOST_DEVICE static constexpr int KeyOffsetByte(int group, int k) {
+    return kKeyOffset + 4 * (((group / 2 * (kDim / 16) + k / 16) * 4 + k % 8 / 2) * 4 + k % 16 / 8 * 2 + group % 2);
+  }
+  KVRAZOR_HOST_DEVICE static constexpr int ValueScaleByte(int group, int k) {
+    return kValueScale + 4 * (((group * 4 + k / 32) * 4 + k % 8 / 2) * 4 + k % 32 / 16 * 2 + k % 16 / 8);
+  }
+  KVRAZOR_HOST_DEVICE static constexpr int ValueOffsetByte(int group, int k) {
+    return kValueOffset + 4 * (((k / 32 * (kDim / 32) + group) * 4 + k % 8 / 2) * 4 + k % 32 / 16 * 2 + k % 16 / 8);
+  }
 };
 static_assert(AffinePage<128>::kBytes == 12544, "3.06 bits per value; docs/cuda.md quotes it");
 

@@ -81,6 +81,11 @@ PackedFormat MakePackedFormat(const LayerFormat& layer) {
   }
   if (k.rotate != v.rotate) Refuse("keys and values must both be rotated or both not.");
   if (k.codec == Codec::kRazorKey && v.codec == Codec::kRazorValue) {
+    if (k.rank_one_mean || v.group_size != 0) {
+      Refuse(std::string("no packed page for razor ") +
+             (k.rank_one_mean ? "keys with a rank-one mean" : "values in groups of tokens") +
+             "; possible is razor-2's. Choose razor-2 or the cpu backend.");
+    }
     f.kind = PageKind::kRazor;
     f.head_bytes = f.head_dim == 64 ? RazorPage<64>::kBytes : RazorPage<128>::kBytes;
   } else if (k.codec == Codec::kAffine && v.codec == Codec::kAffine) {

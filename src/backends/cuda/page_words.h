@@ -194,17 +194,17 @@ struct AffineWords {
     }
     return word;
   }
-  /// Parameters: index of (group of `line`, k) in the CPU's [num_lines / group_size][num_k].
-  KVRAZOR_HOST_DEVICE static uint32_t PackParams(int x, const uint8_t* scale, const uint8_t* offset, int num_k,
-                                                 int group_size) {
-    const int q = x / 4 % 4, kt = x / 16 % (num_k / 16), p = x / 16 / (num_k / 16);
-    const uint8_t* from =
-        (x % 4 < 2 ? scale : offset) + 2 * ((32 * p / group_size) * num_k + 16 * kt + 2 * q + 8 * (x % 2));
-    return LoadAs<uint32_t>(from);
+  /// Word x of a parameter array, from the CPU's [num_lines / group_size][num_k].
+  KVRAZOR_HOST_DEVICE static uint32_t PackKeyParams(int x, const uint8_t* from, int group_size, bool is_offset) {
+    const int q = x / 4 % 4, kt = x / 16 % (kDim / 16), half = x / 16 / (kDim / 16);
+    const int group = 2 * half + (is_offset ? x % 2 : x % 4 / 2), high = is_offset ? x % 4 / 2 : x % 2;
+    return LoadAs<uint32_t>(from + 2 * ((32 * group / group_size) * kDim + 16 * kt + 2 * q + 8 * high));
   }
-  KVRAZOR_HOST_DEVICE static int ParamByte(int base, int num_k, int group_size, int index, bool is_offset) {
-    const int p = index / num_k * group_size / 32, k = index % num_k;
-    return base + 4 * (((p * (num_k / 16) + k / 16) * 4 + k % 8 / 2) * 4 + 2 * is_offset + k % 16 / 8) + 2 * (k % 2);
+  KVRAZOR_HOST_DEVICE static uint32_t PackValueParams(int x, const uint8_t* from, int group_size, bool is_offset) {
+    const int high = x % 2, odd = x % 4 / 2, q = x / 4 % 4;
+    const int pair = is_offset ? x / 16 / (kDim / 32) : x / 16 % 4,
+              group = is_offset ? x / 16 % (kDim / 32) : x / 16 / 4;
+    return LoadAs<uint32_t>(from + 2 * ((32 * group / group_size) * kTokens + 32 * pair + 16 * odd + 2 * q + 8 * high));
   }
 
   KVRAZOR_HOST_DEVICE static uint32_t Pack(int w, const CpuSide& k, const CpuSide& v, const uint8_t* k_page,
@@ -212,12 +212,15 @@ struct AffineWords {
     const uint8_t* k_head = k_page + k.heads_at + head * k.head_bytes;
     const uint8_t* v_head = v_page + v.heads_at + head * v.head_bytes;
     const int at = 4 * w;
-    if (at < Page::kKeyParams) return PackCodes(w, k_head + k.codes_at, kDim);
+    if (at < Page::kKeyScale) return PackCodes(w, k_head + k.codes_at, kDim);
+    if (at < Page::kKeyOffset) return PackKeyParams(w - Page::kKeyScale / 4, k_head + k.scale_at, k.group_size, false);
     if (at < Page::kValueCodes)
-      return PackParams(w - Page::kKeyParams / 4, k_head + k.scale_at, k_head + k.offset_at, kDim, k.group_size);
-    if (at < Page::kValueParams) return PackCodes(w - Page::kValueCodes / 4, v_head + v.codes_at, kTokens);
+      return PackKeyParams(w - Page::kKeyOffset / 4, k_head + k.offset_at, k.group_size, true);
+    if (at < Page::kValueScale) return PackCodes(w - Page::kValueCodes / 4, v_head + v.codes_at, kTokens);
+    if (at < Page::kValueOffset)
+      return PackValueParams(w - Page::kValueScale / 4, v_head + v.scale_at, v.group_size, false);
     if (at < Page::kTokenNorm)
-      return PackParams(w - Page::kValueParams / 4, v_head + v.scale_at, v_head + v.offset_at, kTokens, v.group_size);
+      return PackValueParams(w - Page::kValueOffset / 4, v_head + v.offset_at, v.group_size, true);
     uint32_t word = 0;
     if (at >= Page::kTokenNorm + 2 * kTokens) return word;
     for (int half = 0; half < 2; ++half) {
@@ -228,8 +231,10 @@ struct AffineWords {
     }
     return word;
   }
-  KVRAZOR_HOST_DEVICE static uint8_t UnpackSide(int at, const CpuSide& s, const uint8_t* packed, int codes, int params,
-                                                int num_k, int num_lines) {
+  /// param_byte(is_offset, group of 32 lines, k) says where a pair of parameters lies.
+  template <class ParamByte>
+  KVRAZOR_HOST_DEVICE static uint8_t UnpackSide(int at, const CpuSide& s, const uint8_t* packed, int codes, int num_k,
+                                                int num_lines, ParamByte param_byte) {
     int shift = 0;
     if (at < s.codes_at + kTokens * kDim / 4) {
       uint32_t byte = 0;
@@ -245,16 +250,26 @@ struct AffineWords {
     for (const bool is_offset : {false, true}) {
       const int64_t begin = is_offset ? s.offset_at : s.scale_at;
       if (at < begin || at >= begin + 2 * num_params) continue;
-      const int index = static_cast<int>(at - begin) / 2;
-      return packed[ParamByte(params, num_k, s.group_size, index, is_offset) + (at - begin) % 2];
+      const int index = static_cast<int>(at - begin) / 2, k = index % num_k;
+      return packed[param_byte(is_offset, index / num_k * s.group_size / 32, k) + 2 * (k % 2) + (at - begin) % 2];
     }
     return 0;
   }
+  struct KeyParamByte {
+    KVRAZOR_HOST_DEVICE int operator()(bool is_offset, int group, int k) const {
+      return is_offset ? Page::KeyOffsetByte(group, k) : Page::KeyScaleByte(group, k);
+    }
+  };
+  struct ValueParamByte {
+    KVRAZOR_HOST_DEVICE int operator()(bool is_offset, int group, int k) const {
+      return is_offset ? Page::ValueOffsetByte(group, k) : Page::ValueScaleByte(group, k);
+    }
+  };
   KVRAZOR_HOST_DEVICE static uint8_t UnpackKey(int at, const CpuSide& k, const uint8_t* packed) {
-    return UnpackSide(at, k, packed, Page::kKeyCodes, Page::kKeyParams, kDim, kTokens);
+    return UnpackSide(at, k, packed, Page::kKeyCodes, kDim, kTokens, KeyParamByte{});
   }
   KVRAZOR_HOST_DEVICE static uint8_t UnpackValue(int at, const CpuSide& v, const uint8_t* packed) {
-    return UnpackSide(at, v, packed, Page::kValueCodes, Page::kValueParams, kTokens, kDim);
+    return UnpackSide(at, v, packed, Page::kValueCodes, kTokens, kDim, ValueParamByte{});
   }
   KVRAZOR_HOST_DEVICE static uint16_t UnpackTokenNorm(int token, const uint8_t* packed) {
     return LoadAs<uint16_t>(packed + Page::kTokenNorm + 2 * VectorPosition(token, kTokens));

@@ -1,6 +1,7 @@
 // The instructions that C++ has no name for. Barrier arguments are shared-memory addresses.
 #pragma once
 
+#include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
 #include <cstdint>
@@ -55,6 +56,8 @@ __device__ __forceinline__ void BulkCopy(uint32_t to, const void* from, int byte
 }
 /// Orders this thread's own stores to shared memory before later bulk copies into it.
 __device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Brings a line of global memory into the second-level cache, where stores of other kernels are seen: it may run ahead of them.
+__device__ __forceinline__ void PrefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 /// With a programmatic launch: the next kernel of the stream may start its set-up; this one waits here until the last one is done
 /// and its stores are seen. Without, neither does anything.
 __device__ __forceinline__ void LetNextKernelStart() { asm volatile("griddepcontrol.launch_dependents;"); }
@@ -71,6 +74,20 @@ __device__ __forceinline__ int AddAcquireRelease(int32_t* p, int x) {
   int old;
   asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(x) : "memory");
   return old;
+}
+
+// ---- registers: what the kernel has at its start is shared out anew between warpgroups (4 warps), all of which must ask
+template <int kRegisters>
+__device__ __forceinline__ void TakeRegisters() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ __forceinline__ void GiveRegisters() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
 }
 
 // ---- tensor cores. Fragments by the PTX manual: lane = 4 g + q.
@@ -122,6 +139,12 @@ __device__ __forceinline__ uint32_t PackF16(float low, float high) {
   const half2 h = __floats2half2_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&h);
 }
+__device__ __forceinline__ uint32_t PackBf16(float low, float high) {
+  const __nv_bfloat162 h = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&h);
+}
+__device__ __forceinline__ float LowBf16(uint32_t w) { return __uint_as_float(w << 16); }
+__device__ __forceinline__ float HighBf16(uint32_t w) { return __uint_as_float(w & 0xffff0000u); }
 __device__ __forceinline__ uint32_t WordOf(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
 
 }  // namespace kvrazor::cuda

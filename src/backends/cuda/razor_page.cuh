@@ -12,6 +12,7 @@
 // Bytes: keys 4096 + 128 + 256, values 4096 + 128 + 256, header 16, padded to 9088, read once.
 #pragma once
 
+#include "src/backends/cuda/attend_params.h"
 #include "src/backends/cuda/packed_page.h"
 #include "src/backends/cuda/tile_state.cuh"
 
@@ -21,6 +22,9 @@ template <int kDim, int kTiles>
 struct RazorCodec {
   using Page = RazorPage<kDim>;
   using State = RunningSoftmax<kDim, kTiles>;
+  static constexpr int kTeamWarps = 1;  // a page
+  static constexpr int kTeams = 8;
+  static constexpr bool kMovesRegisters = kTiles == 2;  // the others fit without; moving them costs up to 1 us
   static constexpr float kLargestQuery = 32512;  // the high byte stays in s8: (32512 + 128) >> 8 = 127
   static constexpr float kLargestWeight = 65504;
 
@@ -34,6 +38,9 @@ struct RazorCodec {
     float sum[kTiles];
   };
 
+  /// Operand B: a lane's channels of every 16, two pairs t.
+  __device__ static constexpr int ChannelOf(int t, int q) { return 4 * q + 2 * t; }
+
   /// x: channels 16 i + 4 q + e of head (g / 2) + 4 tile as x[4 i + e], rotated. Even g writes the high bytes, odd g the low ones.
   __device__ static void StoreQuery(uint8_t* to, int tile, float (&x)[kDim / 4], float scale_log2) {
     const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
@@ -42,7 +49,7 @@ struct RazorCodec {
     for (int i = 0; i < kDim / 4; ++i) largest = fmaxf(largest, fabsf(x[i]));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-    const float factor = kLargestQuery / largest;
+    const float factor = __fdividef(kLargestQuery, largest);
     int sum = 0;
     uint32_t words[kDim / 16];
 #pragma unroll
@@ -65,7 +72,7 @@ struct RazorCodec {
     }
     if (g % 2 == 0 && q == 0) {
       *reinterpret_cast<float2*>(tile_at + kDim / 64 * 512 + (g >> 1) * 8) =
-          make_float2(scale_log2 * largest / kLargestQuery, static_cast<float>(sum));
+          make_float2(scale_log2 * largest * (1 / kLargestQuery), static_cast<float>(sum));
     }
   }
 
@@ -86,23 +93,25 @@ struct RazorCodec {
     }
   }
 
-  /// Tokens [first, last) of the page, at least one of them.
-  __device__ static void AttendPage(const uint8_t* page, const Query& q, int first, int last, State& state) {
-    const int g = (threadIdx.x & 31) >> 2;
-    float logit[kTiles][16];
+  /// The tokens of the page that `visible` allows.
+  template <class Visible>
+  __device__ static void AttendPage(const AttendParams& a, const uint8_t* page, int /*part*/, const Query& q, const Visible& visible, State& state) {
+    float logit[kTiles][16], scale[kTiles];
     const float base = KeyLogits(page, q, logit);
-    if (first > 0 || last < kTokens) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) {
-        const int t = 16 * (i >> 1) + g + 8 * (i & 1);
-        if (t >= first && t < last) continue;
+    for (int n = 0; n < kTiles; ++n) scale[n] = q.scale[n] * base;
+    if (__builtin_expect(!visible.plain, false)) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) logit[n][i] = -1e38f;
+      for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) logit[n][i] *= scale[n];
+        scale[n] = 1;
       }
+      visible.Finish(a, logit, 0);
     }
     uint32_t weight[kTiles][8];
     float factor[kTiles];
-    Weights(page, q, base, logit, weight, factor, state);
+    Weights(page, scale, logit, weight, factor, state);
     AddValues(page, weight, factor, state);
   }
 
@@ -182,7 +191,7 @@ struct RazorCodec {
   }
 
   /// p_t n_t as B fragments; factor takes them back to the running softmax's units.
-  __device__ static void Weights(const uint8_t* page, const Query& q, float base, float (&logit)[kTiles][16], uint32_t (&weight)[kTiles][8],
+  __device__ static void Weights(const uint8_t* page, const float (&scale)[kTiles], float (&logit)[kTiles][16], uint32_t (&weight)[kTiles][8],
                                  float (&factor)[kTiles], State& state) {
     const int g = (threadIdx.x & 31) >> 2;
     const uint4 norms = *reinterpret_cast<const uint4*>(page + Page::kNorm + g * 16);
@@ -192,15 +201,14 @@ struct RazorCodec {
 #pragma unroll
       for (int i = 1; i < 16; ++i) top = fmaxf(top, logit[n][i]);
       top = MaxOverRows(top);
-      const float scale = q.scale[n] * base;
-      const float page_top = top * scale;
+      const float page_top = fmaxf(top * scale[n], kNoLogit);
       float sum = 0, largest = 0;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         float n0, n1;
         ReadE5M3(WordOf(norms, j >> 1), j, n0, n1);
-        const float p0 = Exp2(fmaf(logit[n][2 * j], scale, -page_top));
-        const float p1 = Exp2(fmaf(logit[n][2 * j + 1], scale, -page_top));
+        const float p0 = Exp2(fmaf(logit[n][2 * j], scale[n], -page_top));
+        const float p1 = Exp2(fmaf(logit[n][2 * j + 1], scale[n], -page_top));
         sum += p0 + p1;
         logit[n][2 * j] = p0 * n0;
         logit[n][2 * j + 1] = p1 * n1;

@@ -7,15 +7,16 @@
 // in the model's basis. 8 KB read once.
 #pragma once
 
+#include "src/backends/cuda/attend_params.h"
 #include "src/backends/cuda/packed_page.h"
 #include "src/backends/cuda/tile_state.cuh"
 
 namespace kvrazor::cuda {
 
 /// Tokens [0, valid) of the unit, valid >= 1; q from shared memory.
-template <int kDim, int kTiles>
-__device__ __forceinline__ void AttendRows(uint8_t* stage, const uint2* q_fragments, float scale_log2, int valid,
-                                           RunningSoftmax<kDim, kTiles>& state) {
+template <int kDim, int kTiles, class Visible, class State>
+__device__ __forceinline__ void AttendRows(const AttendParams& a, uint8_t* stage, const uint2* q_fragments, int valid, const Visible& visible,
+                                           State& state) {
   const int lane = threadIdx.x & 31;
   const int g = lane >> 2;
   uint8_t* v_rows = stage + kRowUnit * 2 * kDim;
@@ -37,14 +38,19 @@ __device__ __forceinline__ void AttendRows(uint8_t* stage, const uint2* q_fragme
     }
   }
 
+  float logit[kTiles][2];
+#pragma unroll
+  for (int n = 0; n < kTiles; ++n) {
+    logit[n][0] = g < valid ? s[n] * a.scale_log2 : kHidden;
+    logit[n][1] = g + 8 < valid ? s[n + 2] * a.scale_log2 : kHidden;
+  }
+  visible.Finish(a, logit, 0);
   float p[2][2] = {};  // [head tile][token g, g + 8]
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    const float x0 = g < valid ? s[n] * scale_log2 : kNoLogit;
-    const float x1 = g + 8 < valid ? s[n + 2] * scale_log2 : kNoLogit;
-    state.Raise(n, MaxOverRows(fmaxf(x0, x1)));
-    p[n][0] = g < valid ? Exp2(x0 - state.top[n]) : 0.f;
-    p[n][1] = g + 8 < valid ? Exp2(x1 - state.top[n]) : 0.f;
+    state.Raise(n, MaxOverRows(fmaxf(logit[n][0], logit[n][1])));
+    p[n][0] = Exp2(logit[n][0] - state.top[n]);
+    p[n][1] = Exp2(logit[n][1] - state.top[n]);
     state.sum[n] += p[n][0] + p[n][1];
   }
   const uint32_t p0 = Transpose8x8(PackF16(p[0][0], p[1][0]));

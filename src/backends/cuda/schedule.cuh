@@ -1,8 +1,8 @@
-// Stream-K schedule. A tile is one (sequence, kv head); its units are, in this order:
-//   a unit a page below row_start | the sink rows (if there are any) | a unit for 16 tokens from row_start on
-// Tiles are laid end to end on a line, unit by unit, one position more a tile for its overhead; CTA i takes the positions
-// [T i / N, T (i + 1) / N). A tile that crosses a border is merged from its parts. Everything is computed from kv_len and
-// row_start on the device, so a captured graph follows new lengths.
+// Stream-K schedule. A tile is one (sequence, kv head, block of query rows); its units are, in this order:
+//   a unit a page below row_start, from the first that a sliding window leaves | the sink rows (if there are any) | a unit for 16 tokens from row_start on
+// Tiles are laid end to end on a line, unit by unit, one position more a tile for its overhead; N CTAs take equal shares of it in
+// order, one position more for the first of them where it does not come out even. A tile that crosses a border is merged from its parts.
+// Everything is computed from kv_len and row_start on the device, so a captured graph follows new lengths.
 #pragma once
 
 #include <cstdint>
@@ -18,33 +18,36 @@ inline constexpr unsigned kWholePositions = 16;  // tiles up to this size are no
 /// One sequence, as every warp of the CTA sees it (shared memory).
 struct SequenceUnits {
   int32_t kv_len;
+  int32_t first_page;  // those before it are out of the sliding window
   int32_t num_pages;   // units of whole pages
   uint32_t weight;     // positions of a tile, 0 if it has no unit
   uint32_t first;      // position of its first tile
 };
 
 struct LineInfo {      // of this CTA (shared memory)
-  uint32_t total, num_ctas, begin, end;
+  uint32_t share, longer, begin, end;
   int32_t sequence;    // that holds `begin`
 };
 
 struct Segment {
   int sequence, kv_head;
+  int block, rows;             // of query rows
   int first_unit, num_units;   // of this CTA
   int tile_units;              // of the tile
   uint32_t tile_at;            // position of the tile
 };
 
-__device__ __forceinline__ uint32_t CtaBegin(uint32_t total, uint32_t num_ctas, uint32_t cta) {
-  return static_cast<uint32_t>(static_cast<uint64_t>(total) * cta / num_ctas);
-}
+/// First position of a CTA; the first `longer` CTAs have one position more than `share`.
+__device__ __forceinline__ uint32_t CtaBegin(uint32_t share, uint32_t longer, uint32_t cta) { return share * cta + min(cta, longer); }
 /// The CTA that owns a position.
 __device__ __forceinline__ int CtaOf(const LineInfo& line, uint32_t position) {
-  return static_cast<int>((static_cast<uint64_t>(position + 1) * line.num_ctas - 1) / line.total);
+  const uint32_t border = line.longer * (line.share + 1);
+  return static_cast<int>(position < border ? position / (line.share + 1) : line.longer + (position - border) / line.share);
 }
 
 /// Filled by one warp; lane in 0..31.
 __device__ __forceinline__ void MakeSchedule(const AttendParams& a, SequenceUnits* sequences, LineInfo* line, int lane) {
+  const uint32_t heads = a.num_kv_heads * a.num_blocks;
   uint32_t carry = 0, num_tiles = 0;
   for (int base = 0; base < a.batch_size; base += 32) {
     const int b = base + lane;
@@ -52,12 +55,13 @@ __device__ __forceinline__ void MakeSchedule(const AttendParams& a, SequenceUnit
     if (b < a.batch_size) {
       s.kv_len = min(max(__ldg(a.kv_len + b), 0), a.table_stride * kTokens);
       const int row_start = max(__ldg(a.row_start + b), 0);
-      s.num_pages = min(row_start / kTokens, (s.kv_len + kTokens - 1) / kTokens);
-      const int rows = max(s.kv_len - s.num_pages * kTokens, 0);
+      if (a.window > 0) s.first_page = max(s.kv_len - (a.causal ? a.qo_len - 1 : 0) - a.window, 0) / kTokens;
+      s.num_pages = max(min(row_start / kTokens, (s.kv_len + kTokens - 1) / kTokens) - s.first_page, 0);
+      const int rows = max(s.kv_len - (s.first_page + s.num_pages) * kTokens, 0);
       const int units = s.num_pages + (rows + kRowUnit - 1) / kRowUnit + (a.sink_tokens > 0);
       s.weight = s.kv_len > 0 ? units + 1 : 0;
     }
-    uint32_t sum = s.weight * a.num_kv_heads;
+    uint32_t sum = s.weight * heads;
     const uint32_t own = sum;
 #pragma unroll
     for (int o = 1; o < 32; o <<= 1) {
@@ -67,27 +71,29 @@ __device__ __forceinline__ void MakeSchedule(const AttendParams& a, SequenceUnit
     s.first = carry + sum - own;
     if (b < a.batch_size) sequences[b] = s;
     carry += __shfl_sync(~0u, sum, 31);
-    num_tiles += __popc(__ballot_sync(~0u, s.weight > 0)) * a.num_kv_heads;
+    num_tiles += __popc(__ballot_sync(~0u, s.weight > 0)) * heads;
   }
   const uint32_t total = carry;
   const uint32_t wanted = total <= kWholePositions * num_tiles ? num_tiles : total / kLeastPositions;
   const uint32_t num_ctas = max(1u, min(gridDim.x, wanted));
   const bool works = total > 0 && blockIdx.x < num_ctas;
-  const uint32_t begin = works ? CtaBegin(total, num_ctas, blockIdx.x) : 0;
-  const uint32_t end = works ? CtaBegin(total, num_ctas, blockIdx.x + 1) : 0;
-  if (lane == 0) *line = {total, num_ctas, begin, end, 0};
+  const uint32_t share = total / num_ctas, longer = total - share * num_ctas;
+  const uint32_t begin = works ? CtaBegin(share, longer, blockIdx.x) : 0;
+  const uint32_t end = works ? CtaBegin(share, longer, blockIdx.x + 1) : 0;
+  if (lane == 0) *line = {share, longer, begin, end, 0};
   __syncwarp();
   for (int b = lane; b < a.batch_size; b += 32) {
     const SequenceUnits s = sequences[b];
-    if (works && begin >= s.first && begin < s.first + s.weight * a.num_kv_heads) line->sequence = b;
+    if (works && begin >= s.first && begin < s.first + s.weight * heads) line->sequence = b;
   }
 }
 
 /// Walks the segments of this CTA; every warp has its own and sees the same.
 class Walk {
  public:
-  __device__ Walk(const SequenceUnits* sequences, const LineInfo& line, int num_kv_heads)
-      : sequences_(sequences), begin_(line.begin), end_(line.end), num_kv_heads_(num_kv_heads), sequence_(line.sequence) {
+  __device__ Walk(const SequenceUnits* sequences, const LineInfo& line, const AttendParams& a)
+      : sequences_(sequences), begin_(line.begin), end_(line.end), heads_(a.num_kv_heads * a.num_blocks), num_blocks_(a.num_blocks), block_rows_(a.block_rows), total_rows_(a.qo_len * a.gqa_ratio),
+        sequence_(line.sequence) {
     if (begin_ < end_) {
       const SequenceUnits s = sequences_[sequence_];
       head_ = (begin_ - s.first) / s.weight;
@@ -103,10 +109,15 @@ class Walk {
       const int units = static_cast<int>(weight) - 1;
       const int from = static_cast<int>(begin_ - tile_at_) - 1;  // units before this CTA's share, may be negative
       const int to = static_cast<int>(end_ - tile_at_) - 1;
-      segment = {sequence_, head_, max(from, 0), 0, units, tile_at_};
+      segment = {sequence_, head_, 0, total_rows_, max(from, 0), 0, units, tile_at_};
+      if (num_blocks_ > 1) {
+        segment.kv_head = head_ / num_blocks_;
+        segment.block = head_ - segment.kv_head * num_blocks_;
+        segment.rows = min(block_rows_, total_rows_ - segment.block * block_rows_);
+      }
       segment.num_units = min(units, max(to, 0)) - segment.first_unit;
       tile_at_ += weight;
-      if (++head_ == num_kv_heads_) {
+      if (++head_ == heads_) {
         head_ = 0;
         do ++sequence_;
         while (tile_at_ < end_ && sequences_[sequence_].weight == 0);
@@ -119,7 +130,7 @@ class Walk {
  private:
   const SequenceUnits* sequences_;
   uint32_t begin_, end_, tile_at_ = 0;
-  int num_kv_heads_, sequence_, head_ = 0;
+  int heads_, num_blocks_, block_rows_, total_rows_, sequence_, head_ = 0;
 };
 
 }  // namespace kvrazor::cuda

@@ -1,6 +1,7 @@
 #include "tests/backends/cuda/attend_case.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -13,7 +14,13 @@ namespace {
 
 constexpr int kDistinctPages = 5;  // tables point to these in any order; sealing is slow in the reference
 constexpr f16_bits kNaN = 0x7e00;
+constexpr f16_bits kMinusInfinity = 0xfc00;
 constexpr int kSinkCapacity = 16;
+
+f16_bits Bf16FromF32(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  return static_cast<f16_bits>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
 
 }  // namespace
 
@@ -37,11 +44,38 @@ AttendCase::AttendCase(const CaseShape& shape)
     sink_values_.push_back(std::move(values));
   }
   std::normal_distribution<float> normal;
-  q_.resize(static_cast<size_t>(batch_size()) * num_qo_heads() * shape.head_dim);
-  for (f16_bits& x : q_) x = F16FromF32(normal(random_));
+  q_.resize(static_cast<size_t>(batch_size()) * shape.qo_len * num_qo_heads() * shape.head_dim);
+  for (f16_bits& x : q_) x = shape.bf16 ? Bf16FromF32(normal(random_)) : F16FromF32(normal(random_));
+  for (int h = 0; h < num_qo_heads(); ++h) sink_logits_.push_back(2 + 2 * normal(random_));
   const int longest = *std::max_element(shape_.kv_len.begin(), shape_.kv_len.end());
   max_pages_ = std::max(1, (longest + kPageTokens - 1) / kPageTokens);
   MakeTables(shape.seed);
+  if (shape.masked) MakeMask();
+}
+
+double AttendCase::Value(f16_bits x) const {
+  return shape_.bf16 ? std::bit_cast<float>(static_cast<uint32_t>(x) << 16) : F32FromF16(x);
+}
+
+void AttendCase::MakeMask() {
+  std::uniform_real_distribution<float> uniform;
+  mask_.assign(static_cast<size_t>(batch_size() * shape_.qo_len * mask_stride()), kNaN);  // behind the end: never read
+  for (int b = 0; b < batch_size(); ++b) {
+    std::vector<bool> hidden_page(static_cast<size_t>(max_pages_));
+    for (size_t p = 0; p < hidden_page.size(); ++p) hidden_page[p] = uniform(random_) < 0.4f;
+    for (int i = 0; i < shape_.qo_len; ++i) {
+      f16_bits* row = &mask_[static_cast<size_t>((b * shape_.qo_len + i) * mask_stride())];
+      for (int t = 0; t < shape_.kv_len[b]; ++t) {
+        const float u = uniform(random_);
+        row[t] = hidden_page[t / kPageTokens] || u < 0.3f ? kMinusInfinity : F16FromF32(u < 0.6f ? 0.f : 4 * u - 3);
+      }
+    }
+  }
+}
+
+bool AttendCase::Sees(int sequence, int new_token, int token) const {
+  const int end = shape_.kv_len[sequence] - (shape_.masked ? 0 : shape_.qo_len - 1 - new_token);
+  return token < end && (shape_.sliding_window == 0 || token >= end - shape_.sliding_window);
 }
 
 std::vector<f16_bits> AttendCase::RandomRows(int num_tokens, float size, float offset) {
@@ -135,41 +169,62 @@ AttendSpec AttendCase::spec() const {
           .max_batch_size = batch_size(),
           .max_pages = max_pages_,
           .sink_tokens = recipe_.sink_tokens,
-          .softmax_scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim))};
+          .softmax_scale = 1 / std::sqrt(static_cast<float>(shape_.head_dim)),
+          .qo_len = shape_.qo_len,
+          .causal = !shape_.masked,
+          .sliding_window = shape_.sliding_window,
+          .softcap = shape_.softcap,
+          .masked = shape_.masked,
+          .learned_sinks = shape_.learned_sinks,
+          .bf16 = shape_.bf16};
+}
+
+void AttendCase::AppendRow(int b, int i, int head, Expected& want) const {
+  const int dim = shape_.head_dim;
+  const int kv_head = head / shape_.gqa_ratio;
+  const f16_bits* q = &q_[((static_cast<size_t>(b) * shape_.qo_len + i) * num_qo_heads() + head) * dim];
+  std::vector<double> out(static_cast<size_t>(dim));
+  double top = -std::numeric_limits<double>::infinity();
+  double sum = 0;
+  if (shape_.learned_sinks) {
+    top = sink_logits_[head];
+    sum = 1;
+  }
+  for (int t = 0; t < shape_.kv_len[b]; ++t) {
+    if (!Sees(b, i, t)) continue;
+    const int32_t entry = page_table_[static_cast<size_t>(b) * max_pages_ + t / kPageTokens];
+    const bool is_sink = entry >= 0 && t < recipe_.sink_tokens;
+    const Values& values = is_sink ? sink_values_[b] : entry >= 0 ? packed_values_[entry] : row_values_[~entry];
+    const double* k = &values.k[Row(t % kPageTokens, kv_head)];
+    const double* v = &values.v[Row(t % kPageTokens, kv_head)];
+    double logit = 0;
+    for (int c = 0; c < dim; ++c) logit += Value(q[c]) * k[c];
+    logit /= std::sqrt(static_cast<double>(dim));
+    if (shape_.softcap > 0) logit = shape_.softcap * std::tanh(logit / shape_.softcap);
+    if (shape_.masked) {
+      const f16_bits x = mask_[static_cast<size_t>((b * shape_.qo_len + i) * mask_stride() + t)];
+      if (x == kMinusInfinity) continue;
+      logit += F32FromF16(x);
+    }
+    if (logit > top) {
+      const double factor = std::exp(top - logit);
+      for (double& x : out) x *= factor;
+      sum *= factor;
+      top = logit;
+    }
+    const double p = std::exp(logit - top);
+    sum += p;
+    for (int c = 0; c < dim; ++c) out[c] += p * v[c];
+  }
+  for (const double x : out) want.out.push_back(sum > 0 ? x / sum : 0);
+  want.lse.push_back(top + std::log(sum));
 }
 
 Expected AttendCase::Reference() const {
-  const int dim = shape_.head_dim;
   Expected want;
   for (int b = 0; b < batch_size(); ++b) {
-    for (int head = 0; head < num_qo_heads(); ++head) {
-      const int kv_head = head / shape_.gqa_ratio;
-      const f16_bits* q = &q_[(static_cast<size_t>(b) * num_qo_heads() + head) * dim];
-      std::vector<double> query(static_cast<size_t>(dim)), out(static_cast<size_t>(dim));
-      for (int c = 0; c < dim; ++c) query[c] = F32FromF16(q[c]);
-      double top = -std::numeric_limits<double>::infinity();
-      double sum = 0;
-      for (int t = 0; t < shape_.kv_len[b]; ++t) {
-        const int32_t entry = page_table_[static_cast<size_t>(b) * max_pages_ + t / kPageTokens];
-        const bool is_sink = entry >= 0 && t < recipe_.sink_tokens;
-        const Values& values = is_sink ? sink_values_[b] : entry >= 0 ? packed_values_[entry] : row_values_[~entry];
-        const double* k = &values.k[Row(t % kPageTokens, kv_head)];
-        const double* v = &values.v[Row(t % kPageTokens, kv_head)];
-        double logit = 0;
-        for (int c = 0; c < dim; ++c) logit += query[c] * k[c];
-        logit /= std::sqrt(static_cast<double>(dim));
-        if (logit > top) {
-          const double factor = std::exp(top - logit);
-          for (double& x : out) x *= factor;
-          sum *= factor;
-          top = logit;
-        }
-        const double p = std::exp(logit - top);
-        sum += p;
-        for (int c = 0; c < dim; ++c) out[c] += p * v[c];
-      }
-      for (const double x : out) want.out.push_back(sum > 0 ? x / sum : 0);
-      want.lse.push_back(top + std::log(sum));
+    for (int i = 0; i < shape_.qo_len; ++i) {
+      for (int head = 0; head < num_qo_heads(); ++head) AppendRow(b, i, head, want);
     }
   }
   return want;
@@ -185,7 +240,10 @@ AttendCase::OnDevice::OnDevice(const AttendCase& c, const AttendPlan& plan)
       row_start(c.row_start_),
       q(c.q_),
       out(c.q_.size()),
-      lse(static_cast<size_t>(c.batch_size()) * c.num_qo_heads()) {
+      mask(c.mask_),
+      lse(c.q_.size() / static_cast<size_t>(c.shape_.head_dim)),
+      sink_logits(c.sink_logits_),
+      mask_stride(c.mask_stride()) {
   plan.InitWorkspace(workspace.data(), nullptr);
   CheckCuda(cudaDeviceSynchronize());
 }
@@ -205,7 +263,10 @@ AttendArrays AttendCase::OnDevice::arrays() const {
           .q = q.data(),
           .out = out.data(),
           .lse = lse.data(),
-          .workspace = workspace.data()};
+          .sink_logits = sink_logits.data(),
+          .mask = mask.data(),
+          .workspace = workspace.data(),
+          .mask_stride = mask_stride};
 }
 
 }  // namespace kvrazor::cuda

@@ -23,12 +23,18 @@ struct CaseShape {
   double row_page_share = 0;  ///< of the pages in front of the window that are row pages all the same
   bool wrong_hint = false;    ///< row_start says something else than the page table
   float key_size = 2;         ///< standard deviation of the keys' values
+  int qo_len = 1;
+  int sliding_window = 0;
+  float softcap = 0;
+  bool masked = false;  ///< random mask: some values, some tokens and some whole pages hidden
+  bool learned_sinks = false;
+  bool bf16 = false;
   uint32_t seed = 1;
 };
 
 struct Expected {
-  std::vector<double> out;  ///< [batch][num_qo_heads][head_dim]
-  std::vector<double> lse;  ///< [batch][num_qo_heads]
+  std::vector<double> out;  ///< [batch][qo_len][num_qo_heads][head_dim]
+  std::vector<double> lse;  ///< [batch][qo_len][num_qo_heads]
 };
 
 class AttendCase {
@@ -47,8 +53,9 @@ class AttendCase {
     void Poison();
     DeviceBuffer<std::byte> packed_pages, row_pages, sink_rows, workspace;
     DeviceBuffer<int32_t> page_table, kv_len, row_start;
-    DeviceBuffer<f16_bits> q, out;
-    DeviceBuffer<float> lse;
+    DeviceBuffer<f16_bits> q, out, mask;
+    DeviceBuffer<float> lse, sink_logits;
+    int64_t mask_stride;
   };
 
   /// Other lengths and page order over the same pages (for replaying a graph).
@@ -58,6 +65,8 @@ class AttendCase {
   const std::vector<int32_t>& row_start() const { return row_start_; }
   const std::vector<int>& kv_len() const { return shape_.kv_len; }
   const std::vector<f16_bits>& q() const { return q_; }
+  /// A value of q or of the output.
+  double Value(f16_bits x) const;
 
  private:
   /// One page as read back in float64: [128][num_kv_heads][head_dim].
@@ -67,6 +76,10 @@ class AttendCase {
   void AddPackedPage();
   int AddRowPage(int num_tokens);
   void MakeTables(uint32_t seed);
+  void MakeMask();
+  void AppendRow(int sequence, int new_token, int head, Expected& want) const;
+  bool Sees(int sequence, int new_token, int token) const;
+  int64_t mask_stride() const { return int64_t{max_pages_} * kPageTokens; }
   std::vector<f16_bits> RandomRows(int num_tokens, float size, float offset);
   int64_t Row(int token, int head) const { return (int64_t{token} * shape_.num_kv_heads + head) * shape_.head_dim; }
 
@@ -78,7 +91,8 @@ class AttendCase {
   std::vector<std::byte> packed_pages_, row_pages_, sink_rows_;
   std::vector<Values> packed_values_, row_values_, sink_values_;
   std::vector<int32_t> page_table_, row_start_;
-  std::vector<f16_bits> q_;
+  std::vector<f16_bits> q_, mask_;
+  std::vector<float> sink_logits_;
 };
 
 }  // namespace kvrazor::cuda

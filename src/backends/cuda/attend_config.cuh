@@ -1,0 +1,142 @@
+// One decode kernel: codec, rotation, head_dim and tiles of query heads, and what its warps share.
+#pragma once
+
+#include "src/backends/cuda/affine_page.cuh"
+#include "src/backends/cuda/attend_params.h"
+#include "src/backends/cuda/attend_shared.h"
+#include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/razor_page.cuh"
+#include "src/backends/cuda/schedule.cuh"
+
+namespace kvrazor::cuda {
+
+enum class UnitKind : uint32_t { kPage, kRows, kWholeRowPage, kNothing };
+
+/// Written by the producer before a stage is full.
+struct StageInfo {
+  const uint8_t* row_page;  // kWholeRowPage: this head's k rows
+  UnitKind kind;
+  uint32_t plain;           // every query row sees all tokens of the unit as they are
+  int32_t base;             // first token in the sequence
+  uint32_t tokens;          // first | last << 16; of the page, or 0 | tokens of the rows
+};
+
+template <bool kRazor, int kDim, int kTiles>
+struct CodecOf { using Type = RazorCodec<kDim, kTiles>; };
+template <int kDim, int kTiles>
+struct CodecOf<false, kDim, kTiles> { using Type = AffineCodec<kDim, kTiles>; };
+
+template <bool kRazor, bool kRotate_, int kDim_, int kTiles_>
+struct AttendConfig {
+  static constexpr bool kRotate = kRotate_;
+  static constexpr int kDim = kDim_, kTiles = kTiles_;
+  using Codec = typename CodecOf<kRazor, kDim, kTiles>::Type;
+  using Page = typename Codec::Page;
+  using State = typename Codec::State;
+  static constexpr int kTeamWarps = Codec::kTeamWarps, kTeams = Codec::kTeams;  // a unit belongs to a team, round robin, and so does a stage
+  static constexpr int kConsumers = kTeamWarps * kTeams;
+  static constexpr int kThreads = (kConsumers + 1 + kMergers) * 32;
+  static_assert(kConsumers <= kMaxConsumers && kConsumers % 4 == 0 && kMergers == 3);
+  // A thread's at the start, then of consumers and of the others; 65536 a multiprocessor.
+  static constexpr int kStartRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kOtherRegisters = 104;
+  static constexpr int kConsumerRegisters = (kStartRegisters * (kConsumers + 4) - kOtherRegisters * 4) / kConsumers / 8 * 8;
+  static constexpr int kRowUnitBytes = 2 * kRowUnit * kDim * 2;  // k and v
+  static constexpr int kStageBytes = Page::kBytes > kRowUnitBytes ? Page::kBytes : kRowUnitBytes;
+  static constexpr int kQueryBytes = Codec::kQueryBytes + kF16QueryBytes<kDim>;
+  static constexpr int kScratchRow = kDim + 8;         // floats; the pad keeps the lanes' stores apart
+  static constexpr int kRowSide = kTokens * kDim * 2;  // bytes of k in one head of a row page
+
+  /// Shared memory, in this order; every part is a multiple of 16 bytes.
+  struct Shared {
+    uint8_t* ring;             // [num_stages][kStageBytes]
+    StageInfo* info;           // [num_stages]
+    uint8_t* q_rows;           // [kQuerySlots][rows][D] f16 or bf16
+    uint8_t* q_fragments;      // [kQuerySlots][kQueryBytes]: sealed pages, then 16-bit rows
+    float* scratch;            // [kConsumers][rows][kScratchRow]
+    float2* scratch_lse;       // [kConsumers][kBlockRows]: maximum, sum
+    float2* merge_weight;      // [kBlockRows][kConsumers]: factor, factor * sum
+    float* merge_top;          // [kBlockRows]
+    int32_t* arrival;          // [4]
+    LineInfo* line;
+    SequenceUnits* sequences;  // [batch_size]
+    uint32_t full, empty, q_full, q_free, q_ready, q_empty, scratch_full, scratch_empty, refill;  // barriers; refill: one a consumer
+
+    __device__ Shared(uint8_t* base, const AttendParams& a) {
+      uint8_t* p = base;
+      auto take = [&](int bytes) { uint8_t* at = p; p += RoundUp(bytes, 16); return at; };
+      const uint32_t barriers = SharedAddress(take(kBarrierBytes));
+      ring = base + RoundUp(kBarrierBytes, 128);
+      p = ring;
+      take(a.num_stages * kStageBytes);
+      info = reinterpret_cast<StageInfo*>(take(a.num_stages * static_cast<int>(sizeof(StageInfo))));
+      q_rows = take(kQuerySlots * a.block_rows * kDim * 2);
+      q_fragments = take(kQuerySlots * kQueryBytes);
+      scratch = reinterpret_cast<float*>(take(kConsumers * a.block_rows * kScratchRow * 4));
+      scratch_lse = reinterpret_cast<float2*>(take(kConsumers * kBlockRows * 8));
+      merge_weight = reinterpret_cast<float2*>(take(kConsumers * kBlockRows * 8));
+      merge_top = reinterpret_cast<float*>(take(kBlockRows * 4));
+      arrival = reinterpret_cast<int32_t*>(take(16));
+      line = reinterpret_cast<LineInfo*>(take(sizeof(LineInfo)));
+      sequences = reinterpret_cast<SequenceUnits*>(take(a.batch_size * static_cast<int>(sizeof(SequenceUnits))));
+      full = barriers;
+      empty = full + 8 * kMaxStages;
+      q_full = empty + 8 * kMaxStages;
+      q_free = q_full + 8 * kQuerySlots;
+      q_ready = q_free + 8 * kQuerySlots;
+      q_empty = q_ready + 8 * kQuerySlots;
+      scratch_full = q_empty + 8 * kQuerySlots;
+      scratch_empty = scratch_full + 8;
+      refill = scratch_empty + 8;
+    }
+  };
+
+  static int SharedBytes(int num_stages, int block_rows, int batch_size) {
+    const auto part = [](int64_t bytes) { return RoundUp(static_cast<int>(bytes), 16); };
+    return RoundUp(kBarrierBytes, 128) + part(num_stages * kStageBytes) + part(num_stages * sizeof(StageInfo)) +
+           part(kQuerySlots * block_rows * kDim * 2) + part(kQuerySlots * kQueryBytes) + part(kConsumers * block_rows * kScratchRow * 4) +
+           2 * part(kConsumers * kBlockRows * 8) + part(kBlockRows * 4) + 16 + part(sizeof(LineInfo)) + part(batch_size * sizeof(SequenceUnits));
+  }
+
+  /// By one warp; other threads see it after a barrier of the CTA.
+  __device__ static void InitBarriers(const Shared& sm, int num_stages, int lane) {
+    for (int i = lane; i < num_stages; i += 32) {
+      BarrierInit(sm.full + 8 * i, 1);
+      BarrierInit(sm.empty + 8 * i, kTeamWarps * kArrivalsPerWarp);
+    }
+    if (lane < kQuerySlots) {
+      BarrierInit(sm.q_full + 8 * lane, 1);
+      BarrierInit(sm.q_free + 8 * lane, kTiles * kArrivalsPerWarp);
+      BarrierInit(sm.q_ready + 8 * lane, kTiles * kArrivalsPerWarp);
+      BarrierInit(sm.q_empty + 8 * lane, kConsumers * kArrivalsPerWarp);
+    }
+    if (lane < kConsumers) BarrierInit(sm.refill + 8 * lane, 1);
+    if (lane == 0) {
+      BarrierInit(sm.scratch_full, kConsumers * kArrivalsPerWarp);
+      BarrierInit(sm.scratch_empty, kMergers * kArrivalsPerWarp);
+    }
+    FenceAsyncProxy();
+  }
+
+  /// Brings `tokens` rows of k and of v (at most a unit); what stands behind them in the stage is left as it is.
+  __device__ static void CopyRows(uint8_t* stage, const uint8_t* from, int v_distance, int tokens, uint32_t barrier, uint64_t policy) {
+    const int bytes = min(tokens, kRowUnit) * kDim * 2;
+    BarrierArriveExpect(barrier, 2 * bytes);
+    BulkCopy(SharedAddress(stage), from, bytes, barrier, policy);
+    BulkCopy(SharedAddress(stage) + kRowUnitBytes / 2, from + v_distance, bytes, barrier, policy);
+  }
+
+  struct QueryRow {
+    int token, head;  // new token; of all query heads
+
+    __device__ QueryRow(const AttendParams& a, const Segment& segment, int row) {
+      const int all = segment.block * a.block_rows + row;
+      token = a.qo_len == 1 ? 0 : all / a.gqa_ratio;
+      head = segment.kv_head * a.gqa_ratio + all - token * a.gqa_ratio;
+    }
+    /// Of the row in [qo_len][heads].
+    __device__ int64_t Index(const AttendParams& a) const { return static_cast<int64_t>(token) * a.num_kv_heads * a.gqa_ratio + head; }
+  };
+};
+
+}  // namespace kvrazor::cuda

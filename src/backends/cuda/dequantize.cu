@@ -1,0 +1,282 @@
+// Packed pages to f16 rows. A CTA takes one head and side of a page, 2 D threads, 64 values each; the inverse rotation is the one of
+// sealing (seal_rows.cuh). D = 128: 9 or 12.5 KB read, 64 KB written.
+//
+//   keys    thread (row 0..31, j 0..7): 4 tokens, chunks x and x + 2 of each: four whole words of codes
+//   values  thread (pair 0..63, part 0..3): 2 tokens, 32 channels. Affine: half of eight words; razor: two bytes of eight words
+#include <string>
+
+#include "kvrazor/error.h"
+#include "src/backends/cuda/dequantize.h"
+#include "src/backends/cuda/page_words.h"
+#include "src/backends/cuda/seal_rows.cuh"
+
+namespace kvrazor::cuda {
+namespace {
+
+struct DequantizeParams {
+  const uint8_t* packed_pages;
+  const uint8_t* sink_rows;
+  uint8_t* k;
+  uint8_t* v;
+  uint8_t* row_pages;
+  const DequantizeJob* jobs;
+  int64_t token_bytes, head_bytes, packed_head_bytes;
+  int32_t num_kv_heads;
+  bool rotate;
+};
+
+/// Where the rows of one head and side go.
+struct RowTarget {
+  uint8_t* base;
+  int64_t token_bytes;
+  int swizzle;
+  __device__ uint4* Chunk(int token, int chunk) const {
+    return reinterpret_cast<uint4*>(base + token * token_bytes + ((chunk ^ (token & swizzle)) * 16));
+  }
+};
+
+__device__ __forceinline__ uint32_t PackSaturated(float x, float y) {
+  return SaturatedF16(x) | static_cast<uint32_t>(SaturatedF16(y)) << 16;
+}
+__device__ __forceinline__ uint4 PackChunk(const float* x) {
+  return make_uint4(PackSaturated(x[0], x[1]), PackSaturated(x[2], x[3]), PackSaturated(x[4], x[5]), PackSaturated(x[6], x[7]));
+}
+
+__device__ __forceinline__ float CodeAt(uint32_t word, int bit) { return static_cast<float>((word >> bit) & 3u); }
+
+/// DecodeE3M5 of kvrazor/layout.h.
+__device__ __forceinline__ float DeviceDecodeE3M5(uint8_t b, float base) {
+  return b == 0 ? 0.f : base * ldexpf(1.f + static_cast<float>(b & 31) / 32.f, (b >> 5) - 7);
+}
+
+/// Token `m` of a thread's row of keys, in the order of the format.
+template <bool kRazor>
+__device__ __forceinline__ int KeyToken(int row, int m) {
+  return kRazor ? 64 * (row / 16) + 16 * m + row % 16 : 32 * (row / 8) + 8 * m + row % 8;
+}
+
+template <bool kRazor, int kDim>
+__device__ void DecodeKeys(const uint8_t* page, int row, int chunk, float (&x)[4][16]) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(page);
+  if constexpr (kRazor) {
+    using Page = RazorPage<kDim>;
+    const float base = *reinterpret_cast<const float*>(page + Page::kHeader);
+    const float mean_scale = *reinterpret_cast<const float*>(page + Page::kHeader + 4);
+    float scale[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) scale[m] = DeviceDecodeE3M5(page[Page::kTokenScale + VectorPosition(KeyToken<true>(row, m), kTokens)], base);
+    const int tg = row / 16, r0 = row / 8 % 2, g = row % 8;
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int at = chunk + 2 * c, kt = at / 4, r = r0 + 2 * (at / 2 % 2);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int q = 2 * (at % 2) + half;
+        const uint32_t word = words[Page::kKeyCodes / 4 + ((kt * 2 + tg) * 32 + 4 * g + q) * 4 + r];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int from = RazorWords<kDim>::MeanByte(8 * at + 4 * half + e);
+          const int steps = 256 * static_cast<int8_t>(page[from]) + 128 + static_cast<int8_t>(page[from + 4]);
+          const float mean = static_cast<float>(steps) * mean_scale;
+#pragma unroll
+          for (int m = 0; m < 4; ++m) x[m][8 * c + 4 * half + e] = fmaf(scale[m], CodeAt(word, 8 * e + 2 * m) - 1.5f, mean);
+        }
+      }
+    }
+  } else {
+    using Page = AffinePage<kDim>;
+    const int part = row / 8, g = row % 8;
+    float norm[4];
+#pragma unroll
+    for (int m = 0; m < 4; ++m)
+      norm[m] = FromF16(*reinterpret_cast<const uint16_t*>(page + Page::kTokenNorm + 2 * VectorPosition(KeyToken<false>(row, m), kTokens)));
+    const int quad = chunk / 8, i = 2 * (chunk / 4 % 2) + chunk % 2;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const uint32_t word = words[Page::kKeyCodes / 4 + ((part * (kDim / 64) + quad) * 32 + 4 * g + q) * 4 + i];
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        const int at = chunk + 2 * c;
+        const float2 scale = __half22float2(AsHalf2(words[Page::KeyScaleByte(part, 8 * at + 2 * q) / 4]));
+        const float2 offset = __half22float2(AsHalf2(words[Page::KeyOffsetByte(part, 8 * at + 2 * q) / 4]));
+#pragma unroll
+        for (int m = 0; m < 4; ++m) {
+          const int field = 8 * (m >> 1) + 4 * c + 2 * (m & 1);
+          x[m][8 * c + 2 * q] = fmaf(scale.x, CodeAt(word, field), offset.x) * norm[m];
+          x[m][8 * c + 2 * q + 1] = fmaf(scale.y, CodeAt(word, field + 16), offset.y) * norm[m];
+        }
+      }
+    }
+  }
+}
+
+/// A thread's 2 tokens and the channels of its 32 values: value i is channel ValueChannel(part, i).
+template <bool kRazor>
+__device__ __forceinline__ int ValueChunk(int part, int c) {
+  return kRazor ? 8 * (part / 2) + part % 2 + 2 * c : 4 * part + c;
+}
+/// x <- H x: the channel bits that are not a thread's own are those of `part`.
+template <bool kRazor, int kDim>
+__device__ void RotateValues(float (&x)[32]) {
+  if constexpr (kRazor) {
+    RegisterStage<1>(x);
+    RegisterStage<2>(x);
+    RegisterStage<4>(x);
+    LaneStage<1>(x);      // channel bit 3
+    RegisterStage<8>(x);  // 4
+    RegisterStage<16>(x); // 5
+    if constexpr (kDim == 128) LaneStage<2>(x);
+  } else {
+    RotateRun32<kDim>(x);
+  }
+}
+
+template <bool kRazor, int kDim>
+__device__ void DecodeValues(const uint8_t* page, int part, int token, float (&x)[2][32]) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(page);
+  if constexpr (kRazor) {
+    using Page = RazorPage<kDim>;
+    float norm[2];
+#pragma unroll
+    for (int n = 0; n < 2; ++n) norm[n] = FromF16(static_cast<uint16_t>(page[Page::kNorm + VectorPosition(token + n, kTokens)] << 7));
+    const int kt = token / 32, high = token / 16 % 2, eight = token / 8 % 2, q = token % 8 / 2, dg = part / 2, r0 = part % 2;
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      const uint32_t word = words[Page::kValueCodes / 4 + ((kt * (kDim / 64) + dg) * 32 + 4 * g + q) * 4 + r0 + 2 * high];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        const int at = VectorPosition(8 * ValueChunk<true>(part, c) + g, kDim);
+        const float scale = FromF16(static_cast<uint16_t>(page[Page::kChannelScale + at] << 7));
+        const float centre = static_cast<float>(static_cast<int8_t>(page[Page::kCentre + at] ^ 128u)) / 8;
+#pragma unroll
+        for (int n = 0; n < 2; ++n) x[n][8 * c + g] = norm[n] * (scale * (CodeAt(word, 8 * (2 * n + eight) + 2 * c) - 1.5f + centre));
+      }
+    }
+  } else {
+    using Page = AffinePage<kDim>;
+    const int quad = token / 64, i = 2 * (token / 32 % 2) + token / 8 % 2, odd = token / 16 % 2, q = token % 8 / 2;
+    const float2 scale = __half22float2(AsHalf2(words[Page::ValueScaleByte(part, token) / 4]));
+    const float2 offset = __half22float2(AsHalf2(words[Page::ValueOffsetByte(part, token) / 4]));
+#pragma unroll
+    for (int g = 0; g < 8; ++g) {
+      const uint32_t word = words[Page::kValueCodes / 4 + ((part * 2 + quad) * 32 + 4 * g + q) * 4 + i];
+#pragma unroll
+      for (int m = 0; m < 4; ++m) {
+        const int field = 8 * (m >> 1) + 4 * odd + 2 * (m & 1);
+        x[0][8 * m + g] = fmaf(scale.x, CodeAt(word, field), offset.x);
+        x[1][8 * m + g] = fmaf(scale.y, CodeAt(word, field + 16), offset.y);
+      }
+    }
+  }
+}
+
+template <bool kRazor, int kDim>
+__global__ void __launch_bounds__(2 * kDim) DequantizeKernel(const DequantizeParams p) {
+  const DequantizeJob job = p.jobs[blockIdx.y];
+  if (job.source < 0) return;
+  const int head = blockIdx.x, side = blockIdx.z, tid = threadIdx.x;
+  const uint8_t* page = p.packed_pages + (int64_t{job.source} * p.num_kv_heads + head) * p.packed_head_bytes;
+  const int64_t block = (int64_t{~job.target} * p.num_kv_heads + head) * 2 + side;
+  const RowTarget out = job.target < 0 ? RowTarget{p.row_pages + block * (kTokens * 2 * kDim), 2 * kDim, 7}
+                                       : RowTarget{(side == 0 ? p.k : p.v) + job.target * p.token_bytes + head * p.head_bytes, p.token_bytes, 0};
+  const int exact = job.sink >= 0 && p.sink_rows ? job.exact_tokens : 0;
+  const float rotation = RotationFactor<kDim>(p.rotate);
+  if (side == 0) {
+    constexpr int kLanes = kDim / 16;
+    using Tile = RowTile<kDim, /*kInterleaved=*/true>;
+    const int j = tid % kLanes, row = tid / kLanes, chunk = Tile::Chunk(j);
+    float x[4][16];
+    DecodeKeys<kRazor, kDim>(page, row, chunk, x);
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+      const int token = KeyToken<kRazor>(row, m);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) x[m][i] *= rotation;
+      if (p.rotate) Tile::Rotate(x[m]);
+      if (token < exact) continue;
+      *out.Chunk(token, chunk) = PackChunk(&x[m][0]);
+      *out.Chunk(token, chunk + 2) = PackChunk(&x[m][8]);
+    }
+  } else {
+    constexpr int kParts = kDim / 32;
+    const int part = tid % kParts, token = 2 * (tid / kParts);
+    float x[2][32];
+    DecodeValues<kRazor, kDim>(page, part, token, x);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) {
+#pragma unroll
+      for (int i = 0; i < 32; ++i) x[n][i] *= rotation;
+      if (p.rotate) RotateValues<kRazor, kDim>(x[n]);
+      if (token + n < exact) continue;
+#pragma unroll
+      for (int c = 0; c < 4; ++c) *out.Chunk(token + n, ValueChunk<kRazor>(part, c)) = PackChunk(&x[n][8 * c]);
+    }
+  }
+  for (int i = tid; i < exact * (kDim / 8); i += 2 * kDim) {
+    const int token = i / (kDim / 8), chunk = i % (kDim / 8);
+    const int64_t from = ((int64_t{job.sink} * p.num_kv_heads + head) * 2 + side) * (kMaxSinkTokens * 2 * kDim);
+    *out.Chunk(token, chunk) = *reinterpret_cast<const uint4*>(p.sink_rows + from + RowByte<kDim>(token, 8 * chunk));
+  }
+}
+
+[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda dequantize: " + why); }
+std::string Text(int64_t x) { return std::to_string(x); }
+
+int64_t StrideBytes(int64_t values, int64_t contiguous) {
+  if (values < 0 || values % 8 != 0) Refuse("strides must be positive multiples of 8 values.");
+  return 2 * (values ? values : contiguous);
+}
+
+}  // namespace
+
+DequantizePlan::DequantizePlan(const DequantizeSpec& spec, const Device& device) : spec_(spec), device_(device) {
+  if (device.compute_major < 9) {
+    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
+           ".x); this build has 9.0. Choose the cpu backend.");
+  }
+  if (spec.format.head_dim != 64 && spec.format.head_dim != 128) {
+    Refuse("head_dim=" + Text(spec.format.head_dim) + "; possible are 64 and 128. Choose the cpu backend.");
+  }
+  if (spec.max_jobs < 0 || spec.max_jobs > 65535) Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to 65535. Use several runs.");
+}
+
+std::string DequantizePlan::Explain() const {
+  const PackedFormat& f = spec_.format;
+  return "dequantize on " + device_.name + ": " + (f.kind == PageKind::kRazor ? "razor" : "affine") + " pages" + (f.rotate ? ", rotated back" : "") +
+         ", head_dim " + Text(f.head_dim) + ", to f16 rows or row pages, " + Text(2 * f.head_dim) + " threads a head and side";
+}
+
+void DequantizePlan::Run(const DequantizeArrays& a, cudaStream_t stream) const {
+  const PackedFormat& f = spec_.format;
+  if (a.num_jobs < 0 || a.num_jobs > spec_.max_jobs) Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
+  if (a.num_jobs == 0) return;
+  if (!a.jobs || !a.packed_pages) Refuse("jobs and packed_pages must not be null.");
+  if ((!a.k || !a.v) && !a.row_pages) Refuse("there is nowhere to write: pass k and v, or row_pages.");
+  for (const void* pointer : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.k),
+                              static_cast<const void*>(a.v), static_cast<const void*>(a.row_pages), static_cast<const void*>(a.jobs)}) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
+  }
+  const DequantizeParams params{.packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
+                                .sink_rows = reinterpret_cast<const uint8_t*>(a.sink_rows),
+                                .k = reinterpret_cast<uint8_t*>(a.k),
+                                .v = reinterpret_cast<uint8_t*>(a.v),
+                                .row_pages = reinterpret_cast<uint8_t*>(a.row_pages),
+                                .jobs = a.jobs,
+                                .token_bytes = StrideBytes(a.token_stride, int64_t{f.num_kv_heads} * f.head_dim),
+                                .head_bytes = StrideBytes(a.head_stride, f.head_dim),
+                                .packed_head_bytes = f.head_bytes,
+                                .num_kv_heads = f.num_kv_heads,
+                                .rotate = f.rotate};
+  const dim3 grid(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(a.num_jobs), 2);
+  const auto launch = [&]<bool kRazor, int kDim>() { DequantizeKernel<kRazor, kDim><<<grid, 2 * kDim, 0, stream>>>(params); };
+  const bool razor = f.kind == PageKind::kRazor;
+  if (f.head_dim == 64) {
+    razor ? launch.template operator()<true, 64>() : launch.template operator()<false, 64>();
+  } else {
+    razor ? launch.template operator()<true, 128>() : launch.template operator()<false, 128>();
+  }
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) Refuse(std::string("the launch was refused: ") + cudaGetErrorString(error));
+}
+
+}  // namespace kvrazor::cuda

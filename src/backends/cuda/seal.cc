@@ -1,0 +1,191 @@
+#include "src/backends/cuda/seal.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+
+#include "kvrazor/error.h"
+#include "src/backends/cuda/seal_params.h"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr int kMaxJobs = 65535;  // of a grid's y, with room for the blocks that store
+constexpr int kMaxStoreBlocks = 32768;
+constexpr int kMaxHeads = 65535;
+constexpr int kAppendCtasPerSm = 2;
+constexpr int kMaxClusterHeads = 8;  // the largest cluster that every device takes
+
+[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda seal: " + why); }
+std::string Text(int64_t x) { return std::to_string(x); }
+
+void Check(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+int TokensPerBlock(const SealInstance& instance) { return instance.threads / (instance.head_dim / 8); }
+
+SealInstance FindInstance(const PackedFormat& f) {
+  std::string built;
+  for (const SealInstance& i : SealInstances()) {
+    if (i.kind != f.kind) continue;
+    if (i.head_dim == f.head_dim) return i;
+    built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+  }
+  Refuse("no kernel for head_dim=" + Text(f.head_dim) + "; this build has head_dim " +
+         (built.empty() ? "none" : built) + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
+}
+
+/// A multiple of 8 values that does not make rows overlap.
+int64_t StrideBytes(const char* name, int64_t values, int64_t contiguous) {
+  if (values == 0) return contiguous * 2;
+  if (values < 0 || values % 8 != 0)
+    Refuse(std::string(name) + "=" + Text(values) + "; possible are positive multiples of 8 values.");
+  return values * 2;
+}
+
+void CheckAligned(const void* p, const char* name) {
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse(std::string(name) + " must be 16-byte aligned.");
+}
+
+}  // namespace
+
+SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), device_(device) {
+  const PackedFormat& f = spec.format;
+  if (device.compute_major < 9) {
+    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
+           ".x); this build has 9.0. Choose the cpu backend.");
+  }
+  if (spec.max_jobs < 0 || spec.max_jobs + kMaxStoreBlocks > kMaxJobs) {
+    Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to " + Text(kMaxJobs - kMaxStoreBlocks) +
+           ". Seal in several runs.");
+  }
+  if (f.num_kv_heads < 1 || f.num_kv_heads > kMaxHeads)
+    Refuse("num_kv_heads=" + Text(f.num_kv_heads) + " is out of range.");
+  instance_ = FindInstance(f);
+  if (spec.max_tokens < 0 || spec.max_tokens > kMaxStoreBlocks * TokensPerBlock(instance_)) {
+    Refuse("max_tokens=" + Text(spec.max_tokens) + "; possible are 0 to " +
+           Text(kMaxStoreBlocks * TokensPerBlock(instance_)) + ". Append in several runs.");
+  }
+  if (instance_.shared_bytes > device.shared_bytes) {
+    Refuse("the kernel needs " + Text(instance_.shared_bytes) + " bytes of shared memory, " + device.name + " has " +
+           Text(device.shared_bytes) + ". Choose the cpu backend.");
+  }
+  token_scale_ = f.kind == PageKind::kAffine && f.layer.k.recipe.token_scale == TokenScale::kAllHeads;
+  cluster_ = token_scale_ && f.num_kv_heads <= kMaxClusterHeads;
+}
+
+std::string SealPlan::Explain() const {
+  const PackedFormat& f = spec_.format;
+  std::string text = "seal on " + device_.name + ": " + (f.kind == PageKind::kRazor ? "razor" : "affine") + " pages" +
+                     (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) + ", up to " +
+                     Text(spec_.max_jobs) + " pages a run, a CTA of " + Text(instance_.threads) +
+                     " threads a head and side, " + Text(instance_.shared_bytes) + " bytes of shared memory";
+  if (cluster_) text += ", token norms summed over a cluster of " + Text(f.num_kv_heads) + " heads";
+  if (token_scale_ && !cluster_) {
+    text += ", token norms summed by every head for itself (more than " + Text(kMaxClusterHeads) +
+            " heads: keys are read " + Text(f.num_kv_heads + 1) + " times)";
+  }
+  if (f.kind == PageKind::kRazor) text += ", codes by error feedback on f16 tensor cores in two parts";
+  if (spec_.max_tokens > 0)
+    text +=
+        "; append of up to " + Text(spec_.max_tokens) + (spec_.bf16 ? " bf16" : " f16") + " tokens in the same launch";
+  return text;
+}
+
+void SealPlan::Init() const {
+  for (const void* function : {instance_.many_pages, instance_.few_pages}) {
+    Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, instance_.shared_bytes),
+          "shared memory");
+  }
+}
+
+void SealPlan::Run(const SealArrays& arrays, cudaStream_t stream) const { Launch(nullptr, arrays, stream); }
+
+void SealPlan::Append(const AppendArrays& tokens, const SealArrays& arrays, cudaStream_t stream) const {
+  Launch(&tokens, arrays, stream);
+}
+
+void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t stream) const {
+  const PackedFormat& f = spec_.format;
+  const int64_t row = int64_t{f.num_kv_heads} * f.head_dim;
+  if (a.num_jobs < 0 || a.num_jobs > spec_.max_jobs) {
+    Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
+  }
+  if (a.num_jobs > 0) {
+    if (!a.jobs || !a.packed_pages) Refuse("jobs and packed_pages must not be null.");
+    if ((!a.k || !a.v) && !a.row_pages) Refuse("there are no rows: pass k and v, or row_pages.");
+    if (!a.k != !a.v) Refuse("k and v must both be there or both not.");
+  }
+  SealParams p{};
+  p.rows = {.k = reinterpret_cast<const uint8_t*>(a.k),
+            .v = reinterpret_cast<const uint8_t*>(a.v),
+            .token_bytes = StrideBytes("token_stride", a.token_stride, row),
+            .head_bytes = StrideBytes("head_stride", a.head_stride, f.head_dim),
+            .row_pages = reinterpret_cast<const uint8_t*>(a.row_pages)};
+  for (const void* pointer : {static_cast<const void*>(a.k), static_cast<const void*>(a.v),
+                              static_cast<const void*>(a.row_pages), static_cast<const void*>(a.packed_pages),
+                              static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.jobs), a.metric}) {
+    CheckAligned(pointer, "every array");
+  }
+  if (t && t->num_tokens != 0) {
+    if (t->num_tokens < 0 || t->num_tokens > spec_.max_tokens) {
+      Refuse("num_tokens=" + Text(t->num_tokens) + "; this plan has room for " + Text(spec_.max_tokens) + ".");
+    }
+    if (!t->k || !t->v || !t->slots || !t->row_pages)
+      Refuse("k, v, slots and row_pages of the new tokens must not be null.");
+    if (t->num_row_pages < 1 || t->num_row_pages > INT32_MAX / kPageTokens)
+      Refuse("num_row_pages=" + Text(t->num_row_pages) + " is out of range.");
+    CheckAligned(t->k, "k of the new tokens");
+    CheckAligned(t->v, "v of the new tokens");
+    CheckAligned(t->row_pages, "row_pages");
+    const int per_block = TokensPerBlock(instance_);
+    p.store = {.k = static_cast<const uint8_t*>(t->k),
+               .v = static_cast<const uint8_t*>(t->v),
+               .token_bytes = StrideBytes("token_stride of the new tokens", t->token_stride, row),
+               .head_bytes = StrideBytes("head_stride of the new tokens", t->head_stride, f.head_dim),
+               .slots = t->slots,
+               .row_pages = reinterpret_cast<uint8_t*>(t->row_pages),
+               .num_tokens = t->num_tokens,
+               .num_slots = t->num_row_pages * kPageTokens,
+               .num_blocks = (t->num_tokens + per_block - 1) / per_block,
+               .is_bf16 = spec_.bf16};
+  }
+  if (p.store.num_blocks + a.num_jobs == 0) return;
+  p.jobs = a.jobs;
+  p.num_jobs = a.num_jobs;
+  p.metric = static_cast<const uint8_t*>(a.metric);
+  p.packed_pages = reinterpret_cast<uint8_t*>(a.packed_pages);
+  p.sink_rows = reinterpret_cast<uint8_t*>(a.sink_rows);
+  p.page_table = a.page_table;
+  p.packed_head_bytes = f.head_bytes;
+  p.num_kv_heads = f.num_kv_heads;
+  p.key_group_size = f.layer.k.recipe.group_size;
+  p.value_group_size = f.layer.v.recipe.group_size;
+  p.key_float_min = f.layer.k.recipe.zero_point == ZeroPoint::kFloatMin;
+  p.value_float_min = f.layer.v.recipe.zero_point == ZeroPoint::kFloatMin;
+  p.token_scale = token_scale_;
+  p.norms_in_cluster = cluster_;
+  p.rotate = f.rotate;
+
+  // An append has few pages to seal among many jobs without: no more workers than the device holds at once. Else a CTA each, so that those
+  // that are done make room for the next.
+  int workers = a.num_jobs;
+  if (t) workers = std::min(workers, std::max(1, kAppendCtasPerSm * device_.num_sms / (2 * f.num_kv_heads)));
+
+  void* arguments[] = {&p};
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(f.num_kv_heads), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(p.store.num_blocks + workers), 2);
+  config.blockDim = dim3(static_cast<unsigned>(instance_.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(a.num_jobs > 0 ? instance_.shared_bytes : 0);
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = cluster_ && a.num_jobs > 0 ? 1 : 0;
+  Check(cudaLaunchKernelExC(&config, t ? instance_.few_pages : instance_.many_pages, arguments),
+        "the launch was refused");
+}
+
+}  // namespace kvrazor::cuda
