@@ -170,10 +170,13 @@ TEST_P(Memory, WorstMomentOfAFullContext) {
   EXPECT_NEAR(static_cast<double>(model.planned()), static_cast<double>(end.peak),
               0.01 * static_cast<double>(end.peak));
   EXPECT_GE(model.buffer_bytes(), end.peak);
-  // The system says the same, less the heads of what malloc gave, plus what ggml and the test took.
+  // The system says the same, less the heads of what malloc gave, plus what ggml and the test took. Sanitizers keep more
+  // memory about every byte than this allows.
   const int64_t grown = ResidentBytes() - before;
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
   EXPECT_NEAR(static_cast<double>(grown), static_cast<double>(end.total),
               0.01 * static_cast<double>(end.total) + (1 << 20));
+#endif
   std::printf(
       "%-8s %6ld tokens: peak %ld bytes, %.3fx below f16; now packed %ld staging %ld exact %ld tables %ld (grown "
       "%ld)\n",
