@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.error
 import urllib.request
 
 PROGRAM, MODEL = "", ""
@@ -307,7 +308,8 @@ class ServeTest(CommandLineTest):
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
         log = open(self.folder / "log", "w+")
-        command = [PROGRAM, "serve", "-m", MODEL, "--recipe", "oscar", "--host", "127.0.0.1", "--port", str(port), "-c", "512", "-np", "1", "-t", "1"]
+        command = [PROGRAM, "serve", "-m", MODEL, "--recipe", "oscar", "--host", "127.0.0.1", "--port", str(port), "-c", "512", "-np", "1", "-t", "1",
+                   "--slot-save-path", str(self.folder)]
         process = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ, OMP_WAIT_POLICY="passive"))
         try:
             url = f"http://127.0.0.1:{port}"
@@ -325,6 +327,27 @@ class ServeTest(CommandLineTest):
             answer = json.load(urllib.request.urlopen(request, timeout=60))
             self.assertTrue(answer["choices"][0]["message"]["content"])
             self.assertIn(b"<!doctype html>", urllib.request.urlopen(url + "/", timeout=60).read().lower())  # the web page
+
+            def slot(action, name):  # the status and the answer
+                body = json.dumps({"filename": name}).encode()
+                request = urllib.request.Request(f"{url}/slots/0?action={action}", body, {"Content-Type": "application/json"})
+                try:
+                    with urllib.request.urlopen(request, timeout=60) as reply:
+                        return reply.status, json.load(reply)
+                except urllib.error.HTTPError as error:
+                    return error.code, json.load(error)
+
+            status, saved = slot("save", "slot.bin")
+            self.assertEqual(status, 200)
+            status, restored = slot("restore", "slot.bin")
+            self.assertEqual((status, restored["n_restored"]), (200, saved["n_saved"]))
+            whole = (self.folder / "slot.bin").read_bytes()
+            for name, content in ("short", whole[:-1000]), ("half", whole[:len(whole) // 2]), ("header", whole[:10]), ("other", b"x" * 5000):
+                (self.folder / name).write_bytes(content)
+                status, error = slot("restore", name)
+                self.assertEqual((name, status), (name, 400))
+                self.assertIn("Unable to restore slot", error["error"]["message"])
+            self.assertEqual(slot("restore", "slot.bin")[0], 200)  # and the server goes on
             process.send_signal(signal.SIGINT)
             self.assertEqual(process.wait(30), 0)
             self.assertIn("KV cache 'oscar'", pathlib.Path(log.name).read_text())
