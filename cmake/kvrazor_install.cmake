@@ -30,11 +30,10 @@ endif()
 set(kvrazor_private_libdir "${CMAKE_INSTALL_LIBDIR}/kvrazor")
 file(RELATIVE_PATH kvrazor_bin_to_lib "/${CMAKE_INSTALL_BINDIR}" "/${kvrazor_private_libdir}")
 set(kvrazor_shared_libraries ggml-kvrazor ggml-kvrazor-preload llama llama-common llama-server-impl mtmd ggml ggml-base ggml-cpu)
-set_target_properties(${kvrazor_shared_libraries} PROPERTIES INSTALL_RPATH "\$ORIGIN")
+# Without headers: those of llama.cpp's targets are named relative to its own folders, and nobody is to build against these libraries.
+set_target_properties(${kvrazor_shared_libraries} PROPERTIES INSTALL_RPATH "\$ORIGIN" PUBLIC_HEADER "" PRIVATE_HEADER "")
 set_target_properties(kvrazor_cli PROPERTIES INSTALL_RPATH "\$ORIGIN/${kvrazor_bin_to_lib}")
 install(TARGETS kvrazor_cli RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT program)
-install(TARGETS ${kvrazor_shared_libraries} LIBRARY DESTINATION "${kvrazor_private_libdir}" COMPONENT program NAMELINK_SKIP
-        RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT program PUBLIC_HEADER DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT unused
-        PRIVATE_HEADER DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}" COMPONENT unused)
+install(TARGETS ${kvrazor_shared_libraries} LIBRARY DESTINATION "${kvrazor_private_libdir}" COMPONENT program NAMELINK_SKIP)
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/build/_deps/server_page" DESTINATION "${CMAKE_INSTALL_DATADIR}/kvrazor" COMPONENT program OPTIONAL
         PATTERN ".sdist" EXCLUDE)
