@@ -13,12 +13,13 @@ import ctypes
 import itertools
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from cuda_timing import Library, pointer, stream_pointer, time_graph
 
 PAGE = 128
 SHAPES = [(1, 1024), (1, 4096), (1, 16384), (1, 32768), (1, 131072), (8, 32768), (32, 32768), (64, 4096), (128, 4096)]
@@ -37,52 +38,6 @@ class Arrays(ctypes.Structure):
 
 class Sizes(ctypes.Structure):
     _fields_ = [(n, ctypes.c_int64) for n in ("page_bytes", "row_page_bytes", "sink_bytes", "workspace_bytes")] + [("sink_tokens", ctypes.c_int32)]
-
-
-class Library:
-    """The C interface of bench/backends/cuda/attend_c_abi.h."""
-
-    def __init__(self, path):
-        self.c = ctypes.CDLL(str(path))
-        self.c.kvrazor_cuda_attend_explain.restype = ctypes.c_char_p
-
-    def call(self, name, *args):
-        error = ctypes.create_string_buffer(1024)
-        if getattr(self.c, name)(*args, error, len(error)) != 0:
-            raise RuntimeError(error.value.decode())
-
-
-def stream_pointer():
-    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(tensor.data_ptr() if tensor is not None else 0)
-
-
-def time_graph(steps, replays=13, warm=3):
-    """Median and spread in microseconds of one of `steps`, captured one after another into a graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for step in steps[:2]:
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for step in steps:
-            step()
-    times = []
-    for i in range(replays):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if i >= warm:
-            times.append(begin.elapsed_time(end) * 1000 / len(steps))
-    median = statistics.median(times)
-    return median, statistics.median(abs(t - median) for t in times) / median
 
 
 def read_bandwidth():
@@ -217,7 +172,8 @@ def main():
     roof = read_bandwidth()
     print(f"{gpu}, torch {torch.__version__}, read {roof / 1e12:.2f} TB/s, {args.qo_heads} query and {args.kv_heads} kv heads, head_dim "
           f"{args.head_dim}, {args.residual} tokens in 16 bits")
-    library = Library(args.library)
+    library = Library(args.library)  # bench/backends/cuda/attend_c_abi.h
+    library.c.kvrazor_cuda_attend_explain.restype = ctypes.c_char_p
     baselines = {}
     for batch, context in shapes:
         baselines[batch, context] = Bf16(args, batch, context).best()

@@ -12,59 +12,16 @@ import argparse
 import ctypes
 import json
 import pathlib
-import statistics
 import sys
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from cuda_timing import Library, pointer, stream_pointer, time_graph
+
 PAGE = 128
-
-
-class Library:
-    """The C interface of bench/backends/cuda/store_c_abi.h."""
-
-    def __init__(self, path):
-        self.c = ctypes.CDLL(str(path))
-        self.c.kvrazor_cuda_store_page_bytes.restype = ctypes.c_int64
-
-    def call(self, name, *args):
-        error = ctypes.create_string_buffer(1024)
-        if getattr(self.c, name)(*args, error, len(error)) != 0:
-            raise RuntimeError(error.value.decode())
-
-
-def pointer(tensor):
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def stream_pointer():
-    return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream)
-
-
-def time_graph(step, repeats=4, replays=13, warm=3):
-    """Median and spread in microseconds of one step."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(repeats):
-            step()
-    times = []
-    for i in range(replays):
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        if i >= warm:
-            times.append(begin.elapsed_time(end) * 1000 / repeats)
-    median = statistics.median(times)
-    return median, statistics.median(abs(t - median) for t in times) / median
+REPEATS = 4  # of a step in a graph
 
 
 def attention(q, k, v):
@@ -121,7 +78,8 @@ def main():
         return 0
     torch.manual_seed(7)
     gpu = torch.cuda.get_device_name()
-    library = Library(args.library)
+    library = Library(args.library)  # bench/backends/cuda/store_c_abi.h
+    library.c.kvrazor_cuda_store_page_bytes.restype = ctypes.c_int64
     records = []
     print(f"{gpu}, torch {torch.__version__}, {args.context} packed tokens, flash attention")
     print(f"{'recipe':>10} {'new':>6} {'us':>9} {'dequantize':>11} {'bf16':>9} {'tokens/s of bf16':>17}")
@@ -140,8 +98,8 @@ def main():
                 v[args.context:].copy_(chunk[1])
                 result[:] = [attention(q, heads_first(k), heads_first(v))]
 
-            us, spread = time_graph(step)
-            alone, _ = time_graph(lambda: cache.dequantize(k, v))
+            us, spread = time_graph([step] * REPEATS)
+            alone, _ = time_graph([lambda: cache.dequantize(k, v)] * REPEATS)
             # What the rows say, and that they are the cache: its quantization error, not garbage.
             for got, want in zip((k, v), cache.original):
                 error = ((got[:args.context].float() - want.float()).norm() / want.float().norm()).item()
@@ -150,7 +108,7 @@ def main():
             if not torch.isfinite(result[0]).all():
                 raise RuntimeError(f"{recipe}, {new} new tokens: the result is not finite")
             bf16 = [x.bfloat16() for x in (q, k, v)]
-            best, _ = time_graph(lambda: attention(bf16[0], heads_first(bf16[1]), heads_first(bf16[2])))
+            best, _ = time_graph([lambda: attention(bf16[0], heads_first(bf16[1]), heads_first(bf16[2]))] * REPEATS)
             records.append({"recipe": recipe, "new_tokens": new, "context": args.context, "us": round(us, 1), "spread": round(spread, 4),
                             "dequantize_us": round(alone, 1), "bf16_us": round(best, 1), "bf16_name": "flash", "ratio": round(best / us, 3)})
             print(f"{recipe:>10} {new:>6} {us:>9.1f} {alone:>11.1f} {best:>9.1f} {best / us:>17.2f}", flush=True)

@@ -15,7 +15,7 @@ namespace {
 class JsonLinesTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = (std::getenv("TMPDIR") ? std::string(std::getenv("TMPDIR")) : "/tmp") + "/kvrazor-jsonl-XXXXXX";
+    folder_ = (std::filesystem::temp_directory_path() / "kvrazor-jsonl-XXXXXX").string();
     ASSERT_NE(mkdtemp(folder_.data()), nullptr);
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }

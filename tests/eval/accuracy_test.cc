@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 
 #include "kvrazor/error.h"
 
@@ -40,8 +41,7 @@ int64_t NumEntries(const std::string& folder) {
 }
 
 TEST(ReferenceFileTest, KeepsRowsAndLeavesNoName) {
-  std::string folder =
-      (std::getenv("TMPDIR") ? std::string(std::getenv("TMPDIR")) : "/tmp") + "/kvrazor-reference-XXXXXX";
+  std::string folder = (std::filesystem::temp_directory_path() / "kvrazor-reference-XXXXXX").string();
   ASSERT_NE(mkdtemp(folder.data()), nullptr);
   const int64_t before = NumEntries(folder);
   {

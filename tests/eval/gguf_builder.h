@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -119,8 +120,7 @@ inline GgufBuilder SmallModel() {
 class TemporaryGguf {
  public:
   explicit TemporaryGguf(const std::string& content) {
-    const char* folder = std::getenv("TMPDIR");
-    path_ = std::string(folder && *folder ? folder : "/tmp") + "/kvrazor-gguf-XXXXXX";
+    path_ = (std::filesystem::temp_directory_path() / "kvrazor-gguf-XXXXXX").string();
     const int fd = mkstemp(path_.data());
     if (fd < 0) std::abort();
     close(fd);

@@ -1,11 +1,10 @@
 #include "bench/backends/cuda/attend_c_abi.h"
 
-#include <cstring>
-#include <exception>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "bench/backends/cuda/c_abi_guard.h"
 #include "reference/backend.h"
 #include "src/backends/cuda/attend.h"
 
@@ -17,21 +16,7 @@ struct kvrazor_cuda_plan {
 namespace {
 
 using kvrazor::cuda::AttendPlan;
-
-/// Runs fn; an exception becomes 1 and its text.
-template <class Fn>
-int Guard(char* error, int error_size, Fn fn) {
-  try {
-    fn();
-    return 0;
-  } catch (const std::exception& e) {
-    if (error && error_size > 0) {
-      std::strncpy(error, e.what(), static_cast<size_t>(error_size) - 1);
-      error[error_size - 1] = '\0';
-    }
-    return 1;
-  }
-}
+using kvrazor::cuda::Guard;
 
 AttendPlan MakePlan(const kvrazor_cuda_attend_spec& s) {
   const kvrazor::Recipe recipe = kvrazor::ParseRecipe(s.recipe);

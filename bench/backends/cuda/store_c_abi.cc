@@ -1,8 +1,6 @@
 #include "bench/backends/cuda/store_c_abi.h"
 
-#include <cstring>
-#include <exception>
-
+#include "bench/backends/cuda/c_abi_guard.h"
 #include "src/backends/cuda/dequantize.h"
 #include "src/backends/cuda/seal.h"
 
@@ -11,24 +9,7 @@ struct kvrazor_cuda_store {
   kvrazor::cuda::DequantizePlan dequantize;
 };
 
-namespace {
-
-/// Runs fn; an exception becomes 1 and its text.
-template <class Fn>
-int Guard(char* error, int error_size, Fn fn) {
-  try {
-    fn();
-    return 0;
-  } catch (const std::exception& e) {
-    if (error && error_size > 0) {
-      std::strncpy(error, e.what(), static_cast<size_t>(error_size) - 1);
-      error[error_size - 1] = '\0';
-    }
-    return 1;
-  }
-}
-
-}  // namespace
+using kvrazor::cuda::Guard;
 
 int kvrazor_cuda_store_plan(const char* recipe_text, int32_t head_dim, int32_t num_kv_heads, int32_t max_jobs,
                             kvrazor_cuda_store** plan, char* error, int error_size) {
