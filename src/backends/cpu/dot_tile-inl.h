@@ -4,7 +4,8 @@
 // = 32 vpdpbusd, each 64 products, whose operand is a broadcast dword. Two lane tiles go together, so that 16 (6 rows: 24)
 // accumulators hide the latency and a broadcast serves two instructions; the codes are decoded once for all rows of a pass.
 //
-// Targets without byte dot products add pairs to 16 bits (maddubs or its portable twin) and widen before these overflow.
+// Targets without byte dot products add pairs to 16 bits (maddubs or its portable twin) and widen before these overflow. NEON
+// has byte dot products where the compiler may use them (-march=armv8.2-a+dotprod or newer; all of Apple's).
 #if defined(KVRAZOR_SRC_BACKENDS_CPU_DOT_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVRAZOR_SRC_BACKENDS_CPU_DOT_TILE_INL_H_
 #undef KVRAZOR_SRC_BACKENDS_CPU_DOT_TILE_INL_H_
@@ -38,6 +39,15 @@ HWY_INLINE DotSum DotAdd(DotSum sum, hn::Vec<DotU32> codes, hn::Vec<DotI32> oper
   return DotSum{_mm512_dpbusd_epi32(sum.raw, codes.raw, operand.raw)};
 }
 HWY_INLINE hn::Vec<DotI32> DotWiden(DotSum sum) { return sum; }
+#elif HWY_TARGET == HWY_NEON && defined(__ARM_FEATURE_DOTPROD)
+inline constexpr bool kWideSums = true;
+using DotSum = hn::Vec<DotI32>;
+static_assert(kMaxCodebookStep <= 127, "codes are multiplied as signed bytes");
+HWY_INLINE DotSum DotZero() { return hn::Zero(DotI32()); }
+HWY_INLINE DotSum DotAdd(DotSum sum, hn::Vec<DotU32> codes, hn::Vec<DotI32> operand) {
+  return DotSum{vdotq_s32(sum.raw, vreinterpretq_s8_u32(codes.raw), vreinterpretq_s8_s32(operand.raw))};
+}
+HWY_INLINE hn::Vec<DotI32> DotWiden(DotSum sum) { return sum; }
 #else
 inline constexpr bool kWideSums = false;
 using DotSum = hn::Vec<DotI16>;
@@ -49,6 +59,12 @@ HWY_INLINE DotSum DotAdd(DotSum sum, hn::Vec<DotU32> codes, hn::Vec<DotI32> oper
   return hn::Add(sum, DotSum{_mm256_maddubs_epi16(codes.raw, operand.raw)});
 #elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
   return hn::Add(sum, DotSum{_mm_maddubs_epi16(codes.raw, operand.raw)});
+#elif HWY_TARGET == HWY_NEON && HWY_ARCH_ARM_A64
+  static_assert(kMaxCodebookStep <= 127, "codes are multiplied as signed bytes");
+  const int8x16_t a = vreinterpretq_s8_u32(codes.raw);
+  const int8x16_t b = vreinterpretq_s8_s32(operand.raw);
+  const int16x8_t low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+  return DotSum{vaddq_s16(sum.raw, vpaddq_s16(low, vmull_high_s8(a, b)))};
 #else
   const DotI16 d16;
   const auto code_pairs = hn::BitCast(d16, codes);
@@ -67,6 +83,8 @@ HWY_INLINE hn::Vec<DotI32> DotWiden(DotSum sum) {
   return hn::Vec<DotI32>{_mm256_madd_epi16(sum.raw, _mm256_set1_epi16(1))};
 #elif HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_SSSE3
   return hn::Vec<DotI32>{_mm_madd_epi16(sum.raw, _mm_set1_epi16(1))};
+#elif HWY_TARGET == HWY_NEON
+  return hn::Vec<DotI32>{vpaddlq_s16(sum.raw)};
 #else
   const auto pairs = hn::BitCast(DotI32(), sum);
   return hn::Add(hn::ShiftRight<16>(hn::ShiftLeft<16>(pairs)), hn::ShiftRight<16>(pairs));
@@ -85,7 +103,8 @@ HWY_INLINE const uint8_t* LaneAt(const uint8_t* plane, int64_t stride, int lane)
 }
 
 // A reader of codes gives those of one vector of lanes, four consecutive k (a dword) at a time: Start, then for each step
-// StartStep, kStepRows times {StartRow, kRowClasses times Next}.
+// StartStep, kStepRows times {StartRow, kRowClasses times Next}. Constructors are spelled out: GCC compiles implicit ones
+// without the target's attributes, and vectors of NEON then fail to inline theirs.
 
 template <int kBits>
 struct PlainCodes {
@@ -93,6 +112,7 @@ struct PlainCodes {
   static constexpr int kRowClasses = 8 / kBits;
   static constexpr int kStepRows = 1;
 
+  HWY_INLINE PlainCodes() {}
   HWY_INLINE void Start(const CodePlanes& planes, int lane) { rows = LaneAt(planes.low, planes.low_stride, lane); }
   HWY_INLINE void StartStep(int) {}
   HWY_INLINE void StartRow(int row) { words = LoadRow(rows + row * 64); }
@@ -113,6 +133,7 @@ struct SplitCodes {
   static constexpr int kRowClasses = 4;
   static constexpr int kStepRows = 2;
 
+  HWY_INLINE SplitCodes() {}
   HWY_INLINE void Start(const CodePlanes& planes, int lane) {
     low_rows = LaneAt(planes.low, planes.low_stride, lane);
     high_rows = LaneAt(planes.high, planes.high_stride, lane);
@@ -148,6 +169,7 @@ struct TableCodes {
   static constexpr int kStepRows = 1;
   static constexpr int kParts = kAllClasses / kRowClasses;
 
+  HWY_INLINE TableCodes() {}
   HWY_INLINE void Start(const CodePlanes& planes, int lane) {
     low_rows = LaneAt(planes.low, planes.low_stride, lane);
     if constexpr (kBits == 3) high_rows = LaneAt(planes.high, planes.high_stride, lane);
