@@ -25,18 +25,22 @@ constexpr char kDescription[] =
     "caches at several depths, "
     "that is with so many tokens in the cache already. Every round measures all caches one after the other, each in a "
     "process of its own; "
-    "the median over the rounds is shown, and its ratio to f16 in the same run.";
+    "the median over the rounds is shown, and its ratio to f16 in the same run; then the bytes of each cache at the "
+    "end, "
+    "the most that it ever took of everything, against 16 bits for the same context. The tokens are arbitrary: depths "
+    "beyond what the model was trained for tell speed and bytes as well as any.";
 constexpr char kExamples[] =
     "EXAMPLES\n"
     "  kvrazor bench -m model.gguf\n"
     "  kvrazor bench -m model.gguf --depths 512,4096,8064 --caches f16,oscar,razor-2 --rounds 5\n"
+    "  kvrazor bench -m model.gguf --depths 32736 --caches oscar:k2g128,v2g64,razor-2 --rounds 1\n"
     "  kvrazor bench -m model.gguf --json | jq '.results[] | select(.depth == 8064)'\n\n"
     "EXIT STATUS\n"
     "  0 done; 1 failed; 2 wrong usage; 3 --require and a layer stays in 16 bits; 130 interrupted.";
 
 struct Options {
   std::string model;
-  std::vector<std::string> caches = {"f16", "q8_0", "razor-2"};
+  std::string caches = "f16,q8_0,razor-2";
   std::vector<int64_t> depths = {512, 2048, 4096, 8064};
   int64_t new_tokens = 32;
   int threads = 0, rounds = 3;
@@ -48,13 +52,19 @@ struct Cell {
   double Prefill() const { return eval::Quantile(prefill, 0.5); }
   double Decode() const { return eval::Quantile(decode, 0.5); }
 };
-using Results = std::map<std::pair<std::string, int64_t>, Cell>;  // by cache and depth
+struct Memory {
+  double bytes = 0, f16_bytes = 0;
+};
+struct Results {
+  std::map<std::pair<std::string, int64_t>, Cell> cells;  // by cache and depth
+  std::map<std::string, Memory> memory;                   // by cache
+};
 
-Results Measure(const Options& options) {
+Results Measure(const Options& options, const std::vector<std::string>& caches) {
   Progress progress(options.quiet);
   Results results;
   for (int round = 0; round < options.rounds; ++round) {
-    for (const std::string& cache : options.caches) {
+    for (const std::string& cache : caches) {
       const std::string label = fmt::format("round {}/{}: {}", round + 1, options.rounds, cache);
       const Json measured =
           RunWorker({{"kind", "bench"},
@@ -66,8 +76,9 @@ Results Measure(const Options& options) {
                      {"require", options.require && eval::ParseCacheChoice(cache).packed},
                      {"verbose", options.verbose}},
                     -1, [&](const std::string&, int64_t done, int64_t total) { progress.Update(label, done, total); });
-      for (const Json& point : measured) {
-        Cell& cell = results[{cache, point.at("depth")}];
+      results.memory[cache] = {.bytes = measured.at("kv_bytes"), .f16_bytes = measured.at("kv_f16_bytes")};
+      for (const Json& point : measured.at("points")) {
+        Cell& cell = results.cells[{cache, point.at("depth")}];
         cell.prefill.push_back(point.at("prefill_tps"));
         cell.decode.push_back(point.at("decode_tps"));
       }
@@ -85,20 +96,20 @@ void Bench(Options options, const Invocation& invocation) {
           "--depths: {} new tokens after depth {} end beyond the next depth, {}. Give depths further apart.",
           options.new_tokens, options.depths[i - 1], options.depths[i]));
   }
-  for (const std::string& cache : options.caches) eval::ParseCacheChoice(cache);
+  const std::vector<std::string> caches = eval::SplitCacheNames(options.caches);
   CatchInterrupts();
-  const Results results = Measure(options);
-  const bool has_f16 = std::find(options.caches.begin(), options.caches.end(), "f16") != options.caches.end();
+  const Results results = Measure(options, caches);
+  const bool has_f16 = std::find(caches.begin(), caches.end(), "f16") != caches.end();
   Json list = Json::array();
   TextTable table({"depth", "<cache", "prefill tok/s", "vs f16", "decode tok/s", "vs f16"});
   for (const int64_t depth : options.depths) {
-    for (const std::string& cache : options.caches) {
-      const Cell& cell = results.at({cache, depth});
+    for (const std::string& cache : caches) {
+      const Cell& cell = results.cells.at({cache, depth});
       Json entry = {
           {"recipe", cache}, {"depth", depth}, {"prefill_tps", cell.Prefill()}, {"decode_tps", cell.Decode()}};
       std::string prefill_ratio = "-", decode_ratio = "-";
       if (has_f16) {
-        const Cell& f16 = results.at({"f16", depth});
+        const Cell& f16 = results.cells.at({"f16", depth});
         entry["prefill_vs_f16"] = cell.Prefill() / f16.Prefill();
         entry["decode_vs_f16"] = cell.Decode() / f16.Decode();
         prefill_ratio = fmt::format("{:.2f}x", cell.Prefill() / f16.Prefill());
@@ -111,6 +122,15 @@ void Bench(Options options, const Invocation& invocation) {
                  fmt::format("{:.1f}", cell.Decode()), decode_ratio});
     }
   }
+  const int64_t context = options.depths.back() + options.new_tokens;
+  Json memory_list = Json::array();
+  TextTable memory_table({"<cache", fmt::format("KV cache, {} tokens", context), "vs f16"});
+  for (const std::string& cache : caches) {
+    const Memory& memory = results.memory.at(cache);
+    const double ratio = memory.f16_bytes / memory.bytes;
+    memory_list.push_back({{"recipe", cache}, {"context", context}, {"kv_bytes", memory.bytes}, {"kv_vs_f16", ratio}});
+    memory_table.Add({cache, Bytes(memory.bytes), fmt::format("{:.2f}x", ratio)});
+  }
   if (options.json) {
     const Json report = {{"model", options.model},
                          {"threads", options.threads},
@@ -119,11 +139,12 @@ void Bench(Options options, const Invocation& invocation) {
                          {"machine", MachineText()},
                          {"commit", CommitText()},
                          {"command", CommandText(invocation.arguments)},
-                         {"results", list}};
+                         {"results", list},
+                         {"memory", memory_list}};
     fmt::print("{}\n", report.dump(2, ' ', false, Json::error_handler_t::replace));
   } else {
-    fmt::print("{} threads, {} new tokens a depth, median of {} rounds, {}\n\n{}", options.threads, options.new_tokens,
-               options.rounds, MachineText(), table.Text());
+    fmt::print("{} threads, {} new tokens a depth, median of {} rounds, {}\n\n{}\n{}", options.threads,
+               options.new_tokens, options.rounds, MachineText(), table.Text(), memory_table.Text());
   }
 }
 
@@ -147,20 +168,16 @@ Json BenchJob(const Json& job, const OnProgress& progress) {
   const int64_t new_tokens = job.at("new_tokens");
   const int64_t context_tokens = depths.back() + new_tokens;
   const eval::ModelPtr model = eval::LoadModel(job.at("model"));
-  const int64_t trained = llama_model_n_ctx_train(model.get());
-  if (trained > 0 && context_tokens > trained)
-    throw UsageError(fmt::format(
-        "depth {} and {} new tokens exceed the {} tokens that the model was trained for. Give smaller --depths.",
-        depths.back(), new_tokens, trained));
   const eval::ContextPtr context = eval::MakeContext(
       model.get(), cache, {.context = context_tokens, .threads = job.at("threads"), .require = job.at("require")});
   const std::vector<llama_token> tokens = ArbitraryTokens(model.get(), context_tokens);
   eval::WarmUp(context.get(), tokens);
-  Json result = Json::array();
+  Json points = Json::array();
   for (const eval::DepthSpeed& speed : eval::MeasureDepths(
            context.get(), tokens, depths, new_tokens, [&](int64_t done) { progress("bench", done, context_tokens); }))
-    result.push_back({{"depth", speed.depth}, {"prefill_tps", speed.prefill_tps}, {"decode_tps", speed.decode_tps}});
-  return result;
+    points.push_back({{"depth", speed.depth}, {"prefill_tps", speed.prefill_tps}, {"decode_tps", speed.decode_tps}});
+  const eval::KvUsage kv = eval::MeasureKv(context.get(), cache);
+  return {{"points", points}, {"kv_bytes", kv.bytes}, {"kv_f16_bytes", kv.f16_bytes}};
 }
 
 void AddBench(CLI::App& app, Invocation& invocation) {
@@ -169,7 +186,6 @@ void AddBench(CLI::App& app, Invocation& invocation) {
   command->footer(kExamples);
   command->add_option("-m,--model", options->model, "Model, a .gguf file")->required();
   command->add_option("--caches", options->caches, "Caches, separated by commas: llama.cpp's types or recipes")
-      ->delimiter(',')
       ->capture_default_str();
   command->add_option("--depths", options->depths, "Tokens in the cache when decoding begins, separated by commas")
       ->delimiter(',')

@@ -7,7 +7,6 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
-#include <set>
 
 #include "apps/atomic_files.h"
 #include "apps/commands.h"
@@ -54,22 +53,17 @@ constexpr char kExamples[] =
 
 struct Options {
   std::string model, text, out, question = "What is the text above about? Answer in a few sentences.";
-  std::vector<std::string> caches = {"f16", "q8_0", "q4_0", "kivi", "oscar", "razor-2"};
+  std::string caches = "f16,q8_0,q4_0,kivi,oscar,razor-2";
   int64_t context = 0, positions = 1024, answer_tokens = 60;
   int threads = 0;
   bool json = false, quiet = false, require = false, verbose = false;
 };
 
-// The reference comes first, once; every name must mean something before an hour of work starts.
-std::vector<std::string> OrderedCaches(const std::vector<std::string>& asked) {
-  std::vector<std::string> caches = {kReference};
-  std::set<std::string> seen = {kReference};
-  for (const std::string& cache : asked) {
-    eval::ParseCacheChoice(cache);
-    if (cache != kReference && !seen.insert(cache).second)
-      throw UsageError(fmt::format("--caches names '{}' twice.", cache));
-    if (cache != kReference) caches.push_back(cache);
-  }
+// The reference comes first; every name must mean something before an hour of work starts.
+std::vector<std::string> OrderedCaches(const std::string& asked) {
+  std::vector<std::string> caches = eval::SplitCacheNames(asked);
+  std::erase(caches, kReference);
+  caches.insert(caches.begin(), kReference);
   return caches;
 }
 
@@ -174,7 +168,6 @@ void AddCompare(CLI::App& app, Invocation& invocation) {
       ->add_option("--caches", options->caches,
                    "Caches, separated by commas: llama.cpp's own types (f16, q8_0, q4_0 ...) or recipes "
                    "(kvrazor methods); f16 is always measured first")
-      ->delimiter(',')
       ->capture_default_str();
   command->add_option("--question", options->question, "Question about the text")->capture_default_str();
   command->add_option("--answer-tokens", options->answer_tokens, "Tokens to write; decoding is timed over them")

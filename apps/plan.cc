@@ -30,8 +30,7 @@ constexpr char kExamples[] =
     "  0 done; 1 the file cannot be read or is damaged; 2 wrong usage; 3 not even the smallest of the caches fits.";
 
 struct Options {
-  std::string model, memory;
-  std::vector<std::string> caches;
+  std::string model, memory, caches;
   int64_t users = 0, context = 0;
   bool json = false;
 };
@@ -78,7 +77,7 @@ void ShowPlan(const Options& options, Invocation& invocation) {
 
   Json rows = Json::array();
   bool any_fits = false;
-  for (const std::string& name : options.caches.empty() ? DefaultCaches() : options.caches) {
+  for (const std::string& name : options.caches.empty() ? DefaultCaches() : eval::SplitCacheNames(options.caches)) {
     rows.push_back(PlanCache(shape, name, options, bytes_for_kv, users, context));
     any_fits = any_fits || rows.back().at("longest_context").get<int64_t>() >= (options.context > 0 ? context : 1);
   }
@@ -139,10 +138,9 @@ void AddPlan(CLI::App& app, Invocation& invocation) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
   command->add_option("--context", options->context, "Tokens a user (default: what the model was trained for)")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40));
-  command
-      ->add_option("--caches", options->caches,
-                   "Caches, separated by commas: llama.cpp's types or recipes (default: f16,q8_0,q4_0 and all methods)")
-      ->delimiter(',');
+  command->add_option(
+      "--caches", options->caches,
+      "Caches, separated by commas: llama.cpp's types or recipes (default: f16,q8_0,q4_0 and all methods)");
   command->add_flag("--json", options->json, "Print JSON");
   command->callback([options, &invocation] { ShowPlan(*options, invocation); });
 }
