@@ -22,6 +22,12 @@ function(kvrazor_library name)
   set_property(GLOBAL APPEND PROPERTY KVRAZOR_OBJECT_LIBRARIES kvrazor_${name})
 endfunction()
 
+# Where tests run many times slower, under sanitizers and under emulation, they take fewer inputs.
+set(KVRAZOR_SLOW_TESTS OFF)
+if(KVRAZOR_SANITIZE OR CMAKE_CROSSCOMPILING)
+  set(KVRAZOR_SLOW_TESTS ON)
+endif()
+
 # kvrazor_test(NAME SOURCES ... [LINKS ...] [TIMEOUT seconds] [LABELS ...]): a GoogleTest program, one ctest entry.
 function(kvrazor_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SOURCES;LINKS;LABELS" ${ARGN})
@@ -33,6 +39,9 @@ function(kvrazor_test name)
   add_test(NAME ${name} COMMAND ${name})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 300)
+  endif()
+  if(CMAKE_CROSSCOMPILING)
+    math(EXPR ARG_TIMEOUT "${ARG_TIMEOUT} * 10")
   endif()
   set_tests_properties(${name} PROPERTIES TIMEOUT ${ARG_TIMEOUT} LABELS "${ARG_LABELS}")
 endfunction()
