@@ -60,6 +60,7 @@ struct Options : ModelOptions {
   std::string text;
   eval::WindowChoice choice;
   int64_t first = -1;
+  bool seal_newest = false;
   std::vector<std::string> fail_if;
 };
 
@@ -86,6 +87,9 @@ void CheckWindow(const Options& options) {
     throw UsageError(
         fmt::format("--window {}: the model was trained for {} tokens. Give {} or less.", w.window, trained, trained));
   eval::WindowPositions(w);
+  if (options.seal_newest && w.window % eval::kAccuracyBatch != 0)
+    throw UsageError(fmt::format("--seal-newest needs windows of whole pages; --window {} is no multiple of {}.",
+                                 w.window, eval::kAccuracyBatch));
 }
 
 void CheckLimits(const Json& results, const std::vector<Limit>& limits) {
@@ -127,6 +131,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                    {"stride", w.stride},
                    {"first", w.first},
                    {"step", w.step}};
+  if (options.seal_newest) settings["seal_newest"] = true;
   Progress progress(options.quiet);
   if (!options.out.empty() && OpenRunFolder(options.out, settings))
     progress.Line(fmt::format("going on with the run in '{}'", options.out));
@@ -139,6 +144,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
               {"threads", options.threads},
               {"with_reference", with_reference},
               {"require", options.require},
+              {"seal_newest", options.seal_newest},
               {"verbose", options.verbose},
               {"journal", options.out.empty() ? "" : options.out + "/windows.jsonl"}};
   job.update(window);
@@ -159,6 +165,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
   Json report = {{"evaluation", name}, {"model", options.model}, {"text", options.text}};
   report.update(window);
   report["windows"] = measured.at("windows");
+  report["newest_page"] = options.seal_newest ? "sealed" : "16 bits";
   report["threads"] = options.threads;
   report["machine"] = MachineText();
   report["commit"] = CommitText();
@@ -206,9 +213,14 @@ void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
   command->add_option("--step", options->choice.step, "Look at every so many positions")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  command->add_flag("--seal-newest", options->seal_newest,
+                    "Read every 128 tokens twice, so that the page before them is quantized as well: harsher than any "
+                    "use, the conditions of studies that flush whole blocks");
   command
-      ->add_option("--fail-if", options->fail_if,
-                   "Exit status 3 if this holds for any cache but f16, for example 'kld>0.05' or 'same_top1<0.9'")
+      ->add_option(
+          "--fail-if", options->fail_if,
+          "Exit status 3 if this holds for any cache but f16, for example 'kld>0.05', 'kld_p999>1', 'kld_max>5' or "
+          "'same_top1<0.9'")
       ->allow_extra_args(false);
   command->callback([options, &invocation, with_reference] { MeasureAll(*options, with_reference, invocation); });
 }

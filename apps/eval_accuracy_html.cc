@@ -74,21 +74,28 @@ std::string AccuracyHtml(const Json& report) {
   html += "<h2>Plots</h2>\n<div class=\"plots\">\n";
   if (with_reference) {
     html += OverBits(report, "kld_mean", "KL divergence, mean");
+    html += OverBits(report, "kld_p999", "KL divergence, 99.9 %");
     html += OverBits(report, "kld_max", "KL divergence, largest");
     html += ByContext(report, "kld_mean", "KL divergence, mean", true);
+    html += ByContext(report, "kld_p999", "KL divergence, 99.9 %", true);
+    html += ByContext(report, "kld_max", "KL divergence, largest", true);
     html += ByContext(report, "same_top1", "same most likely token", false);
   }
   html += ByContext(report, "ppl", "perplexity", false);
   html += fmt::format(
       "</div>\n<h2>How it was measured</h2>\n<p>Each window is read from an empty cache, 128 tokens at a time, so that "
       "all but "
-      "the newest tokens are read back from the cache as in decoding. Looked at: every {} positions from {} on. Bits, "
+      "the newest tokens are read back from the cache as in decoding.{} Looked at: every {} positions from {} on. "
+      "Bits, "
       "page: of "
       "a sealed page with all its parameters; bits, all: every byte of the cache at the end of a window, the newest "
       "tokens' 16 "
       "bits and tables too. Mode \"packed\": kvrazor's cache; \"llama.cpp\": llama.cpp's own. KL divergence in nats, "
       "from f16; +-: standard error, positions taken as "
       "independent.</p>\n<p class=\"faint\">{}, {} threads. Commit {}.</p>\n<p><code>{}</code></p>\n</body></html>\n",
+      report.value("newest_page", "") == "sealed" ? " Each of these 128 tokens was read twice, so that the page before "
+                                                    "them is quantized as well (--seal-newest)."
+                                                  : "",
       report.at("step").get<int64_t>(), report.at("first").get<int64_t>(), Escaped(report.at("machine")),
       report.at("threads").get<int>(), Escaped(report.at("commit")), Escaped(report.at("command")));
   return html;

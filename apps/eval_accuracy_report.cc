@@ -87,6 +87,13 @@ std::string Kld(const Json& value) {
 
 std::string Percent(const Json& value) { return fmt::format("{:.1f} %", 100 * value.get<double>()); }
 
+// Window (from 1) and position of the token with the largest divergence; nothing where all are 0.
+std::string WorstPlace(const Json& result) {
+  const Json& worst = result.at("worst");
+  if (worst.at("kld").get<double>() == 0) return "-";
+  return fmt::format("{}:{}", worst.at("window").get<int64_t>() + 1, worst.at("position").get<int64_t>());
+}
+
 std::string BucketName(const Json& bucket) {
   const auto kilo = [](int64_t tokens) {
     return tokens % 1024 ? fmt::format("{}", tokens) : fmt::format("{}K", tokens / 1024);
@@ -118,7 +125,7 @@ std::string AccuracyTable(const Json& report) {
   const bool with_reference = report.at("evaluation") == "kld";
   std::vector<std::string> headings = {"<cache", "<mode", "page bits", "all bits", "perplexity", "+-"};
   if (with_reference)
-    for (const char* heading : {"change", "KLD mean", "+-", "median", "99 %", "99.9 %", "largest", "same top"})
+    for (const char* heading : {"change", "KLD mean", "+-", "median", "99 %", "99.9 %", "largest", "<at", "same top"})
       headings.push_back(heading);
   TextTable table(headings);
   for (const Json& r : report.at("results")) {
@@ -131,7 +138,7 @@ std::string AccuracyTable(const Json& report) {
     if (with_reference)
       row.insert(row.end(), {fmt::format("{:+.2f} %", 100 * r.at("ppl_change").get<double>()), Kld(r.at("kld_mean")),
                              Kld(r.at("kld_se")), Kld(r.at("kld_median")), Kld(r.at("kld_p99")), Kld(r.at("kld_p999")),
-                             Kld(r.at("kld_max")), Percent(r.at("same_top1"))});
+                             Kld(r.at("kld_max")), WorstPlace(r), Percent(r.at("same_top1"))});
     table.Add(row);
   }
   return table.Text();
@@ -139,7 +146,8 @@ std::string AccuracyTable(const Json& report) {
 
 std::string AccuracyBuckets(const Json& report) {
   const bool with_reference = report.at("evaluation") == "kld";
-  std::vector<std::string> headings = {with_reference ? "<KLD mean (same top) by context" : "<perplexity by context"};
+  std::vector<std::string> headings = {with_reference ? "<KLD mean / 99.9 % / largest (same top) by context"
+                                                      : "<perplexity by context"};
   const Json& results = report.at("results");
   if (results.front().at("buckets").size() < 2) return "";
   for (const Json& bucket : results.front().at("buckets")) headings.push_back(BucketName(bucket));
@@ -147,8 +155,10 @@ std::string AccuracyBuckets(const Json& report) {
   for (const Json& r : results) {
     std::vector<std::string> row = {r.at("recipe")};
     for (const Json& bucket : r.at("buckets"))
-      row.push_back(with_reference ? fmt::format("{} ({})", Kld(bucket.at("kld_mean")), Percent(bucket.at("same_top1")))
-                                   : fmt::format("{:.4f}", bucket.at("ppl").get<double>()));
+      row.push_back(with_reference
+                        ? fmt::format("{} / {} / {} ({})", Kld(bucket.at("kld_mean")), Kld(bucket.at("kld_p999")),
+                                      Kld(bucket.at("kld_max")), Percent(bucket.at("same_top1")))
+                        : fmt::format("{:.4f}", bucket.at("ppl").get<double>()));
     table.Add(row);
   }
   return table.Text();

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <set>
 
@@ -20,7 +21,7 @@ using Tokens = std::vector<llama_token>;
 struct Settings {
   eval::WindowChoice choice;
   int threads = 1;
-  bool with_reference = true, require = false;
+  bool with_reference = true, require = false, seal_newest = false;
 };
 
 // Every window begins as a text does, as in llama-perplexity.
@@ -56,7 +57,8 @@ Json MeasureWindow(llama_model* model, const std::string& name, const Tokens& to
                                  : is_reference ? eval::ReferenceUse::kWrite
                                                 : eval::ReferenceUse::kCompare;
   const std::vector<eval::PositionAgreement> positions =
-      eval::MeasurePositions(context.get(), tokens, eval::WindowPositions(settings.choice), reference, use, progress);
+      eval::MeasurePositions(context.get(), tokens, eval::WindowPositions(settings.choice), reference, use, progress,
+                             settings.seal_newest && cache.packed);
   const eval::KvUsage kv = eval::MeasureKv(context.get(), cache);
   Json measurement = {
       {"cache", name},
@@ -79,7 +81,11 @@ Json AccuracyJob(const Json& job, const OnProgress& progress) {
                                         .step = job.at("step")},
                              .threads = job.at("threads"),
                              .with_reference = job.at("with_reference"),
-                             .require = job.at("require")};
+                             .require = job.at("require"),
+                             .seal_newest = job.value("seal_newest", false)};
+  // Of the windows only these are measured; by default all.
+  const size_t first_window = job.value("first_window", size_t{0});
+  const size_t end_window = job.value("end_window", std::numeric_limits<size_t>::max());
   const std::vector<std::string> caches = job.at("caches");
   std::optional<LineJournal> journal;
   if (const std::string path = job.at("journal"); !path.empty()) journal.emplace(path);
@@ -99,7 +105,7 @@ Json AccuracyJob(const Json& job, const OnProgress& progress) {
   std::optional<eval::ReferenceFile> reference;
   if (settings.with_reference) reference.emplace(eval::ReferenceFile::Borrow(job.at("reference_fd")));
 
-  for (size_t i = 0; i < starts.size(); ++i) {
+  for (size_t i = first_window; i < std::min(end_window, starts.size()); ++i) {
     const int64_t window = static_cast<int64_t>(i);
     const auto is_missing = [&](const std::string& cache) { return !done.contains({cache, window}); };
     if (std::none_of(caches.begin(), caches.end(), is_missing)) continue;

@@ -101,7 +101,8 @@ void ReferenceFile::Read(int64_t position_index, std::span<float> log_probs) con
 
 std::vector<PositionAgreement> MeasurePositions(llama_context* context, std::span<const llama_token> tokens,
                                                 std::span<const int64_t> positions, ReferenceFile* reference,
-                                                ReferenceUse use, const std::function<void(int64_t)>& progress) {
+                                                ReferenceUse use, const std::function<void(int64_t)>& progress,
+                                                bool seal_newest) {
   const size_t vocabulary = static_cast<size_t>(llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(context))));
   std::vector<float> log_probs(vocabulary);
   std::vector<float> reference_log_probs(use == ReferenceUse::kNone ? 0 : vocabulary);
@@ -117,9 +118,13 @@ std::vector<PositionAgreement> MeasurePositions(llama_context* context, std::spa
       wanted += is_wanted;
       batch.Add(tokens[static_cast<size_t>(p)], p, is_wanted);
     }
-    if (const int32_t status = llama_decode(context, batch.get()); status != 0)
-      throw Error(fmt::format("llama.cpp failed at tokens {} to {} (status {}):\n{}", begin, end - 1, status,
-                              RecentProblems()));
+    for (int pass = seal_newest ? 0 : 1; pass < 2; ++pass) {
+      if (const int32_t status = llama_decode(context, batch.get()); status != 0)
+        throw Error(fmt::format("llama.cpp failed at tokens {} to {} (status {}):\n{}", begin, end - 1, status,
+                                RecentProblems()));
+      if (pass == 0 && !llama_memory_seq_rm(llama_get_memory(context), 0, static_cast<llama_pos>(begin), -1))
+        throw Error("llama.cpp cannot take tokens back from this model's cache (recurrent layers, for example).");
+    }
     for (; next_position < wanted; ++next_position) {
       const int64_t p = positions[next_position];
       const float* logits = llama_get_logits_ith(context, static_cast<int32_t>(p - begin));

@@ -52,8 +52,11 @@ enum class ReferenceUse {
 
 /// Runs the tokens through the context (empty, with a batch of kAccuracyBatch) and looks at `positions`, ascending.
 /// `reference` may be null with kNone only. What is written is read back, so kWrite gives a divergence of 0.
+/// `seal_newest`: each kAccuracyBatch is computed, taken back and computed again, by when the page before it is sealed: nothing
+/// but a batch's own tokens is read from 16 bits. The last batch must be a whole one.
 std::vector<PositionAgreement> MeasurePositions(llama_context* context, std::span<const llama_token> tokens,
                                                 std::span<const int64_t> positions, ReferenceFile* reference,
-                                                ReferenceUse use, const std::function<void(int64_t)>& progress);
+                                                ReferenceUse use, const std::function<void(int64_t)>& progress,
+                                                bool seal_newest = false);
 
 }  // namespace kvrazor::eval

@@ -82,6 +82,8 @@ TEST(EvalReportTest, TablesAndPagesShowIt) {
   const std::string table = AccuracyTable(report), buckets = AccuracyBuckets(report), html = AccuracyHtml(report);
   EXPECT_NE(table.find("razor-2  packed"), std::string::npos) << table;
   EXPECT_NE(table.find("+171.83 %"), std::string::npos) << table;
+  for (const char* column : {"99.9 %", "largest", "1:300"})  // of the worst: first window, position 300
+    EXPECT_NE(table.find(column), std::string::npos) << table;
   EXPECT_NE(buckets.find("1K-2K"), std::string::npos) << buckets;
   EXPECT_NE(html.find("&lt;model&gt;.gguf"), std::string::npos);
   EXPECT_EQ(html.find("<model>"), std::string::npos);
