@@ -2,20 +2,22 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <bit>
 #include <limits>
 #include <memory>
 
 #include "apps/atomic_files.h"
 #include "apps/eval.h"
+#include "apps/eval_analyze_plots.h"
 #include "apps/failures.h"
 #include "apps/html.h"
 #include "apps/interrupt.h"
 #include "apps/machine.h"
+#include "apps/png_plot.h"
 #include "apps/progress.h"
 #include "apps/read_text.h"
 #include "apps/text_table.h"
 #include "eval/model.h"
+#include "eval/model_shape.h"
 #include "eval/token_norms.h"
 
 namespace kvrazor::apps {
@@ -35,9 +37,13 @@ constexpr char kDescription[] =
 constexpr char kFooter[] =
     "EXAMPLES\n"
     "  kvrazor eval analyze -m model.gguf -f book.txt\n"
-    "  kvrazor eval analyze -m model.gguf -f book.txt -c 2048 --out results\n\n"
+    "  kvrazor eval analyze -m model.gguf -f book.txt -c 2048 --out results\n"
+    "  kvrazor eval analyze -m model.gguf -f book.txt --out results --layers 0,12 --head 1\n\n"
     "FILES\n"
-    "  With --out DIR: DIR/analyze.json (every layer and head) and DIR/index.html (table and plots; needs nothing "
+    "  With --out DIR: DIR/analyze.json (every layer and head), DIR/layer_N_*.png (norm per token; channel by token "
+    "maps of "
+    "keys, keys\n"
+    "  rotated with their norms taken out, and values) and DIR/index.html (table and all plots; needs nothing "
     "else).\n\n"
     "EXIT STATUS\n"
     "  0 done; 1 failed; 2 wrong usage; 130 interrupted.";
@@ -55,6 +61,8 @@ constexpr Variant kVariants[] = {{"plain", "as they are", {}},
 struct Options {
   std::string model, text, out;
   int64_t context = 1024;
+  std::vector<int> layers;
+  int head = -1;  // all
   int threads = 0;
   bool json = false, quiet = false, verbose = false;
 };
@@ -106,15 +114,6 @@ std::vector<std::vector<std::string>> Rows(const Json& report) {
   return rows;
 }
 
-std::string NormPlot(const Json& layer, const char* side, const char* label) {
-  Series series{.name = label, .colour = SeriesColour(1), .points = {}};
-  const Json& norms = layer.at(side).at("norms");
-  for (size_t t = 0; t < norms.size(); ++t) series.points.emplace_back(t, norms[t]);
-  const std::string svg = PlotSvg({series}, {.label = "token", .logarithmic = false, .format = {}},
-                                  {.label = "norm", .logarithmic = true, .format = {}}, /*lines=*/true);
-  return svg.empty() ? "" : Card(fmt::format("layer {}: {}", layer.at("layer").get<int>(), label), svg);
-}
-
 std::string ErrorPlot(const Json& report) {
   std::vector<Series> series;
   for (size_t v = 0; v < std::size(kVariants); ++v) {
@@ -130,34 +129,20 @@ std::string ErrorPlot(const Json& report) {
                       {.label = "|error|^2 / |key|^2", .logarithmic = true, .format = {}}, /*lines=*/true));
 }
 
-std::string AnalyzeHtml(const Json& report) {
+std::string AnalyzeHtml(const Json& report, const Json& plots) {
   const std::string path = report.at("model");
   const std::string model = fmt::format("{}", Escaped(path.substr(path.find_last_of('/') + 1)));
-  const Json& layers = report.at("layers");
-  // The layers shown: the first, the last, and those with the widest spread to small norms.
-  std::vector<size_t> shown(layers.size());
-  for (size_t i = 0; i < shown.size(); ++i) shown[i] = i;
-  std::stable_sort(shown.begin(), shown.end(), [&](size_t a, size_t b) {
-    const auto spread = [&](size_t i) {
-      return layers[i].at("keys").at("all_heads").at("median_over_min_worst").get<double>();
-    };
-    return spread(a) > spread(b);
-  });
-  shown.resize(std::min<size_t>(shown.size(), 4));
-  for (const size_t end : {size_t{0}, layers.size() - 1}) {
-    if (std::find(shown.begin(), shown.end(), end) == shown.end()) shown.push_back(end);
-  }
-  std::sort(shown.begin(), shown.end());
   std::string html = PageHead("Token norms of " + model) +
                      fmt::format("<h1>{}: norms of {} tokens</h1>\n<p class=\"faint\">Text: {}.</p>\n", model,
                                  report.at("context").get<int64_t>(), Escaped(report.at("text"))) +
                      HtmlTable(Headings(), Rows(report)) + "<h2>Plots</h2>\n<div class=\"plots\">\n" +
                      ErrorPlot(report);
-  for (const size_t i : shown)
-    html += NormPlot(layers[i], "keys", "norms of keys, all heads") +
-            NormPlot(layers[i], "values", "norms of values, all heads");
+  html += "</div>\n<h2>Layers</h2>\n";
+  for (const Json& plot : plots)
+    html += fmt::format("<p><img src=\"data:image/png;base64,{}\" alt=\"{}\" style=\"max-width:100%\"></p>\n",
+                        plot.at("png").get<std::string>(), Escaped(plot.at("title")));
   return html + fmt::format(
-                    "</div>\n<h2>How it was measured</h2>\n<p>Spreads: inside groups of 32 tokens, mean and worst "
+                    "<h2>How it was measured</h2>\n<p>Spreads: inside groups of 32 tokens, mean and worst "
                     "group, over all heads. "
                     "Outliers: tokens below half or above twice the median norm. Error: 2-bit codes between minimum "
                     "and maximum of each "
@@ -168,7 +153,22 @@ std::string AnalyzeHtml(const Json& report) {
                     Escaped(report.at("command")));
 }
 
+void CheckPlaces(const Options& options) {
+  if (options.layers.empty() && options.head < 0) return;
+  if (options.out.empty()) throw UsageError("--layers and --head choose what is drawn: say with --out DIR where to.");
+  const eval::ModelShape shape = eval::ReadModelShape(options.model);
+  for (const int layer : options.layers) {
+    if (layer >= static_cast<int>(shape.layers.size()))
+      throw UsageError(fmt::format("--layers {}: the model has layers 0 to {}.", layer, shape.layers.size() - 1));
+  }
+  int heads = shape.layers.front().num_kv_heads;
+  for (const int layer : options.layers) heads = std::min(heads, shape.layers[static_cast<size_t>(layer)].num_kv_heads);
+  if (options.head >= heads)
+    throw UsageError(fmt::format("--head {}: there are key and value heads 0 to {}.", options.head, heads - 1));
+}
+
 void Analyze(Options options, const Invocation& invocation) {
+  CheckPlaces(options);
   if (options.threads == 0) options.threads = NumProcessors();
   const std::string text = ReadTextFile(options.text);
   if (!options.out.empty()) PrepareFolder(options.out);
@@ -180,6 +180,9 @@ void Analyze(Options options, const Invocation& invocation) {
        {"text", text},
        {"context", options.context},
        {"threads", options.threads},
+       {"plots", !options.out.empty()},
+       {"plot_layers", options.layers},
+       {"plot_head", options.head},
        {"verbose", options.verbose}},
       -1, [&](const std::string& stage, int64_t done, int64_t total) { progress.Update(stage, done, total); });
   progress.Done();
@@ -194,8 +197,14 @@ void Analyze(Options options, const Invocation& invocation) {
                        {"command", CommandText(invocation.arguments)},
                        {"layers", measured.at("layers")}};
   const std::string json = report.dump(1, ' ', false, Json::error_handler_t::replace) + "\n";
-  if (!options.out.empty())
-    WriteAtomically({{options.out + "/analyze.json", json}, {options.out + "/index.html", AnalyzeHtml(report)}});
+  if (!options.out.empty()) {
+    std::vector<std::pair<std::string, std::string>> files = {
+        {options.out + "/analyze.json", json},
+        {options.out + "/index.html", AnalyzeHtml(report, measured.at("plots"))}};
+    for (const Json& plot : measured.at("plots"))
+      files.emplace_back(options.out + "/" + plot.at("file").get<std::string>(), FromBase64(plot.at("png")));
+    WriteAtomically(files);
+  }
   if (options.json) {
     fmt::print("{}", json);
     return;
@@ -203,7 +212,9 @@ void Analyze(Options options, const Invocation& invocation) {
   TextTable table(Headings());
   for (std::vector<std::string>& row : Rows(report)) table.Add(std::move(row));
   fmt::print("{}", table.Text());
-  if (!options.out.empty()) fmt::print("\nWritten: {0}/analyze.json and {0}/index.html\n", options.out);
+  if (!options.out.empty())
+    fmt::print("\nWritten: {0}/analyze.json, {0}/index.html and {1} plots {0}/*.png\n", options.out,
+               measured.at("plots").size());
 }
 
 }  // namespace
@@ -240,12 +251,24 @@ Json AnalyzeJob(const Json& job, const OnProgress& progress) {
                   {"keys", SideJson(keys)},
                   {"values", SideJson(values->second)}};
     for (const Variant& v : kVariants) {
-      const bool possible = !v.treatment.rotate || std::has_single_bit(static_cast<uint64_t>(keys.head_dim));
+      const bool possible = !v.treatment.rotate || eval::CanRotate(keys.head_dim);
       entry["key_error"][v.name] = possible ? Json(eval::KeyError(keys, v.treatment, kBits)) : Json(nullptr);
     }
     layers.push_back(std::move(entry));
   }
-  return {{"layers", layers}};
+  Json plots = Json::array();
+  if (job.at("plots").get<bool>()) {
+    std::vector<int> shown = job.at("plot_layers");
+    if (shown.empty()) shown = LayersWorthShowing(layers);
+    for (const int layer : shown) {
+      progress("drawing", std::ssize(plots), 4 * std::ssize(shown));
+      const auto keys = capture.keys().find(layer);
+      if (keys == capture.keys().end()) throw UsageError(fmt::format("--layers {}: this layer stores no keys.", layer));
+      for (Json& plot : LayerPlots(layer, job.at("plot_head"), keys->second, capture.values().at(layer)))
+        plots.push_back(std::move(plot));
+    }
+  }
+  return {{"layers", layers}, {"plots", plots}};
 }
 
 void AddEvalAnalyze(CLI::App& eval, Invocation& invocation) {
@@ -257,9 +280,16 @@ void AddEvalAnalyze(CLI::App& eval, Invocation& invocation) {
   command->add_option("-c,--context", options->context, "Tokens to read")
       ->check(CLI::Range(int64_t{eval::kNormGroup}, int64_t{1} << 20))
       ->capture_default_str();
+  command
+      ->add_option("--layers", options->layers,
+                   "Layers to draw, from 0; by default the first, the last and the four whose keys' norms differ most")
+      ->delimiter(',')
+      ->check(CLI::NonNegativeNumber);
+  command->add_option("--head", options->head, "Key and value head to draw, from 0; by default all")
+      ->check(CLI::NonNegativeNumber);
   command->add_option("-t,--threads", options->threads, "Threads; by default all processors")
       ->check(CLI::Range(1, 1024));
-  command->add_option("--out", options->out, "Folder for analyze.json and index.html");
+  command->add_option("--out", options->out, "Folder for analyze.json, index.html and plots");
   command->add_flag("--json", options->json, "Print JSON");
   command->add_flag("-q,--quiet", options->quiet, "No progress");
   command->add_flag("-v,--verbose", options->verbose, "Show llama.cpp's messages");

@@ -21,7 +21,21 @@ int64_t WholeGroups(int64_t tokens) {
 
 double Ratio(double numerator, double denominator) { return denominator > 0 ? numerator / denominator : 0; }
 
+// The first `tokens` rows with every head rotated.
+std::vector<float> RotatedRows(const StoredRows& rows, int64_t tokens) {
+  if (!CanRotate(rows.head_dim))
+    throw Error(
+        fmt::format("heads of {} values cannot be rotated; a power of two from 32 to 4096 is needed.", rows.head_dim));
+  std::vector<float> x(rows.values.begin(), rows.values.begin() + tokens * rows.num_heads * rows.head_dim);
+  CpuBackend().Rotate(x.data(), tokens * rows.num_heads, static_cast<int>(rows.head_dim));
+  return x;
+}
+
 }  // namespace
+
+bool CanRotate(int64_t head_dim) {
+  return std::has_single_bit(static_cast<uint64_t>(head_dim)) && head_dim >= 32 && head_dim <= 4096;
+}
 
 std::vector<double> TokenNorms(const StoredRows& rows, int64_t head) {
   std::vector<double> norms;
@@ -66,13 +80,26 @@ std::vector<int64_t> Outliers(std::span<const double> norms) {
   return outliers;
 }
 
+std::vector<float> Magnitudes(const StoredRows& rows, KeyTreatment treatment, int64_t head) {
+  const int64_t tokens = rows.num_tokens(), width = rows.num_heads * rows.head_dim;
+  const int64_t first = head < 0 ? 0 : head * rows.head_dim, channels = head < 0 ? width : rows.head_dim;
+  const std::vector<double> norms = TokenNorms(rows, -1);
+  const std::vector<float> x = treatment.rotate ? RotatedRows(rows, tokens) : rows.values;
+  std::vector<float> magnitudes(static_cast<size_t>(channels * tokens));
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int64_t c = 0; c < channels; ++c) {
+      const double value = std::abs(x[static_cast<size_t>(t * width + first + c)]);
+      magnitudes[static_cast<size_t>(c * tokens + t)] =
+          static_cast<float>(treatment.token_scale ? Ratio(value, norms[static_cast<size_t>(t)]) : value);
+    }
+  }
+  return magnitudes;
+}
+
 double KeyError(const StoredRows& keys, KeyTreatment treatment, int bits) {
   const int64_t tokens = WholeGroups(keys.num_tokens()) * kNormGroup, width = keys.num_heads * keys.head_dim;
-  if (treatment.rotate && !std::has_single_bit(static_cast<uint64_t>(keys.head_dim)))
-    throw Error(fmt::format("heads of {} values cannot be rotated; a power of two is needed.", keys.head_dim));
   const std::vector<double> norms = TokenNorms(keys, -1);  // a rotation keeps them
-  std::vector<float> x(keys.values.begin(), keys.values.begin() + tokens * width);
-  if (treatment.rotate) CpuBackend().Rotate(x.data(), tokens * keys.num_heads, static_cast<int>(keys.head_dim));
+  const std::vector<float> x = treatment.rotate ? RotatedRows(keys, tokens) : keys.values;
   const double levels = static_cast<double>((1 << bits) - 1);
   std::vector<double> errors(static_cast<size_t>(tokens), 0.0);  // squared, of each token
   for (int64_t first = 0; first < tokens; first += kNormGroup) {

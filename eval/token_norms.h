@@ -27,9 +27,15 @@ std::vector<int64_t> Outliers(std::span<const double> norms);
 
 /// What is done to keys before each channel of a group gets its scale and offset.
 struct KeyTreatment {
-  bool rotate = false;       ///< Hadamard rotation of each head; head_dim must be a power of two
+  bool rotate = false;       ///< Hadamard rotation of each head; CanRotate(head_dim) must hold
   bool token_scale = false;  ///< each token is divided by its norm over all heads
 };
+/// Head sizes that can be rotated: powers of two from 32 to 4096.
+bool CanRotate(int64_t head_dim);
+
+/// |x| after the treatment as [channels][tokens], of one head or, head -1, of all heads one after the other.
+std::vector<float> Magnitudes(const StoredRows& rows, KeyTreatment treatment, int64_t head);
+
 /// Error of `bits`-bit codes, minimum and maximum of each channel over kNormGroup tokens, as the mean over all tokens of
 /// |error|^2 / |key|^2 over all heads: small tokens count as much as large ones. Throws Error without a whole group.
 double KeyError(const StoredRows& keys, KeyTreatment treatment, int bits);

@@ -93,6 +93,8 @@ class AccuracyTest(EvalTest):
         self.assertLess(more["results"][2]["kld_mean"], 0.02)  # the same values, added up in another order
 
         # Everything is there: limits are checked without measuring again.
+        self.fails(3, *arguments, "--caches", "razor-2", "--fail-if", "kld_p999>0", says="razor-2: kld_p999 is")
+        self.fails(3, *arguments, "--caches", "razor-2", "--fail-if", "kld_max>0", says="razor-2: kld_max is")
         self.fails(3, *arguments, "--caches", "razor-2", "--fail-if", "kld>0", says="razor-2: kld is")
         self.succeeds(*arguments, "--caches", "razor-2", "--fail-if", "kld>5", "--fail-if", "same_top1<0.01")
         self.fails(1, "kld", "-m", MODEL, "-f", self.text, "--window", 300, "--out", self.out, says=("another run", "window"))
@@ -129,7 +131,18 @@ class AnalyzeTest(EvalTest):
             self.assertTrue(0 < layer["key_error"]["rotated_scaled"] < 1)
         # This model's first token has a small key in most layers: taking the norms out pays.
         self.assertLess(sum(l["key_error"]["scaled"] for l in report["layers"]), sum(l["key_error"]["plain"] for l in report["layers"]))
-        self.assertIn("<svg", (self.out / "index.html").read_text())
+        page = (self.out / "index.html").read_text()
+        self.assertIn("<svg", page)
+        plots = sorted(path.name for path in self.out.glob("*.png"))
+        self.assertEqual(page.count("data:image/png;base64,"), len(plots))
+        for layer in 0, 29:
+            for plot in "norms", "keys", "keys_rotated_scaled", "values":
+                self.assertIn(f"layer_{layer}_{plot}.png", plots)
+        for path in self.out.glob("*.png"):
+            self.assertTrue(path.read_bytes().startswith(b"\x89PNG\r\n"), path)
+        self.fails(2, "analyze", "-m", MODEL, "-f", self.text, "--layers", 30, "--out", self.out, says="0 to 29")
+        self.fails(2, "analyze", "-m", MODEL, "-f", self.text, "--head", 3, "--out", self.out, says="0 to 2")
+        self.fails(2, "analyze", "-m", MODEL, "-f", self.text, "--head", 1, says="--out")
         self.fails(2, "analyze", "-m", MODEL, "-f", self.text, "-c", 100000, says="only")
 
 

@@ -48,6 +48,19 @@ TEST(TokenNormsTest, FourLevelsHoldFourValues) {
   EXPECT_GT(KeyError(rows, {}, 1), 1e-3);
 }
 
+TEST(TokenNormsTest, MagnitudesByChannel) {
+  // 2 tokens, 2 heads of 2 values; norms 5 and 13.
+  const StoredRows rows{.num_heads = 2, .head_dim = 2, .values = {-3, 0, 4, 0, 0, -12, 0, 5}};
+  EXPECT_EQ(Magnitudes(rows, {}, -1), (std::vector<float>{3, 0, 0, 12, 4, 0, 0, 5}));
+  EXPECT_EQ(Magnitudes(rows, {}, 1), (std::vector<float>{4, 0, 0, 5}));
+  EXPECT_EQ(Magnitudes(rows, {.token_scale = true}, 0), (std::vector<float>{0.6f, 0, 0, 12.0f / 13}));
+  // A rotated spike is spread evenly: 8 / sqrt(64) in each channel.
+  StoredRows spikes{.num_heads = 1, .head_dim = 64, .values = std::vector<float>(2 * 64)};
+  spikes.values[5] = spikes.values[64 + 9] = -8;
+  for (const float magnitude : Magnitudes(spikes, {.rotate = true}, 0)) EXPECT_NEAR(magnitude, 1, 1e-5);
+  EXPECT_THROW(Magnitudes({.num_heads = 1, .head_dim = 3, .values = {1, 2, 3}}, {.rotate = true}, 0), Error);
+}
+
 // One token a tenth as large as the others: its channels are coded with the others' scales, unless its norm is taken out first.
 TEST(TokenNormsTest, TokenScalingCuresSmallTokens) {
   StoredRows rows = RandomRows(4 * kNormGroup, 2, 64, 3);
