@@ -49,6 +49,7 @@ int ParseAndRun(std::vector<std::string> arguments) {
   AddServeHelp(app);
   AddCompare(app, invocation);
   AddEval(app, invocation);
+  AddTune(app, invocation);
   AddBench(app, invocation);
   AddPlan(app, invocation);
   AddMethods(app, invocation);

@@ -36,6 +36,11 @@ def run(*arguments, env=None, timeout=60, **options):
     return subprocess.run([PROGRAM, *map(str, arguments)], capture_output=True, text=True, timeout=timeout, env=full_env, stdin=subprocess.DEVNULL, errors="replace", **options)
 
 
+def read_lines(path):
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
 def model(name):
     return os.path.join(FOLDER, name + ".gguf")
 
@@ -86,6 +91,54 @@ class ModelClassesTest(unittest.TestCase):
                     result = run(*command, model("head80"))
                     self.assertEqual(result.returncode, 3, result.stderr[-2000:])
                     self.assertIn("head_dim=80", result.stderr)
+
+    def test_tune(self):
+        with tempfile.TemporaryDirectory() as folder:
+            text = os.path.join(folder, "text.txt")
+            words = [random.Random(i).choice(("ab", "cd", "a line", "of text", "12", "and so on")) for i in range(1500)]
+            with open(text, "w") as file:
+                file.write(" ".join(words))
+            out = os.path.join(folder, "out")
+            tune = ("tune", "--window", "512", "--windows", "2", "--step", "8", "--groups", "2", "-t", "1", "--out", out, "-q")
+            recipe = os.path.join(folder, "recipe.json")
+            result = run(*tune, model("llama"), text, "--bits", "2.6", "-o", recipe, "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            report = json.loads(result.stdout)
+            self.assertLessEqual(report["bits"], 2.6)
+            self.assertEqual(len(report["groups"]), 2)
+            for side in "keys", "values":
+                self.assertAlmostEqual(sum(g[side]["share"] for g in report["groups"]), 1)
+            self.assertIn(report["gain"]["verdict"], ("gained", "unclear", "nothing"))
+            # What was confirmed was not chosen by, and the bits are those that the cache itself reports.
+            lines = read_lines(os.path.join(out, "windows.jsonl"))
+            self.assertEqual({l["window"] for l in lines if l["cache"] == report["tuned"]} - {0}, {1})
+            for r in report["confirmed"]["results"][1:]:
+                self.assertAlmostEqual(r["bits"], r["page_bits_per_value"], places=4)
+            explained = run("explain", model("llama"), "--recipe", recipe, "--json", "--require")
+            self.assertEqual(explained.returncode, 0, explained.stderr)
+            layers = json.loads(explained.stdout)
+            self.assertAlmostEqual(sum(l["bits_per_value"] for l in layers) / len(layers), next(r["bits"] for r in report["confirmed"]["results"][1:] if r["recipe"] == report["recipe"]), places=3)
+            # Another budget measures only what is new; the same one nothing.
+            other = run(*tune, model("llama"), text, "--bits", "3")
+            self.assertEqual(other.returncode, 0, other.stderr)
+            self.assertIn("recipe-3.json", other.stdout)
+            more = read_lines(os.path.join(out, "windows.jsonl"))
+            self.assertEqual(more[: len(lines)], lines)
+            self.assertEqual({l["window"] for l in more[len(lines) :]} - {1}, set())
+            again = run(*tune, model("llama"), text, "--bits", "2.6", "-o", recipe, "--json")
+            self.assertEqual(json.loads(again.stdout)["confirmed"], report["confirmed"])
+            for arguments, status, says in (
+                (("--bits", "2"), 2, "too few"),
+                (("--bits", "5"), 2, "more than"),
+                (("--bits", "2.6", "-o", "recipe.txt"), 2, ".json"),
+            ):
+                result = run(*tune, *arguments, model("llama"), text)
+                self.assertEqual(result.returncode, status, result.stderr)
+                self.assertIn(says, result.stderr)
+            for name, says in ("gqa16", "another run"), ("head80", "no layer of this model can be packed"):
+                result = run(*tune, model(name), text, "--bits", "2.6")
+                self.assertEqual(result.returncode, 1)
+                self.assertIn(says, result.stderr)
 
     def test_models_that_write_nothing(self):
         for name in "encoder", "encoder_decoder":
