@@ -60,7 +60,7 @@ struct Options : ModelOptions {
   std::string text;
   eval::WindowChoice choice;
   int64_t first = -1;
-  bool seal_newest = false;
+  bool seal_newest = false, shadow = false;
   std::vector<std::string> fail_if;
 };
 
@@ -118,6 +118,11 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
   std::vector<Limit> limits;
   for (const std::string& text : options.fail_if) limits.push_back(ParseLimit(text, Metrics(with_reference)));
   const std::vector<std::string> caches = OrderedCaches(options.caches, with_reference);
+  if (options.shadow && options.require)
+    throw UsageError(
+        "--shadow leaves every layer in llama.cpp's 16-bit cache, which --require forbids. Give one of them.");
+  if (options.shadow && options.seal_newest)
+    throw UsageError("--seal-newest takes tokens back, which --shadow cannot follow. Give one of them.");
   CheckWindow(options);
   const std::string text = ReadTextFile(options.text);
   const eval::WindowChoice& w = options.choice;
@@ -132,6 +137,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                    {"first", w.first},
                    {"step", w.step}};
   if (options.seal_newest) settings["seal_newest"] = true;
+  if (options.shadow) settings["shadow"] = true;
   Progress progress(options.quiet);
   if (!options.out.empty() && OpenRunFolder(options.out, settings))
     progress.Line(fmt::format("going on with the run in '{}'", options.out));
@@ -145,6 +151,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
               {"with_reference", with_reference},
               {"require", options.require},
               {"seal_newest", options.seal_newest},
+              {"shadow", options.shadow},
               {"verbose", options.verbose},
               {"journal", options.out.empty() ? "" : options.out + "/windows.jsonl"}};
   job.update(window);
@@ -216,6 +223,10 @@ void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
   command->add_flag("--seal-newest", options->seal_newest,
                     "Read every 128 tokens twice, so that the page before them is quantized as well: harsher than any "
                     "use, the conditions of studies that flush whole blocks");
+  command->add_flag(
+      "--shadow", options->shadow,
+      "Measure recipes on llama.cpp's 16-bit cache, overwritten with the dequantized values: for accuracy only, "
+      "also where the plug-in packs nothing (head sizes of 80 or 96, logits with a bias)");
   command
       ->add_option(
           "--fail-if", options->fail_if,

@@ -90,7 +90,8 @@ std::string AccuracyHtml(const Json& report) {
       "page: of "
       "a sealed page with all its parameters; bits, all: every byte of the cache at the end of a window, the newest "
       "tokens' 16 "
-      "bits and tables too. Mode \"packed\": kvrazor's cache; \"llama.cpp\": llama.cpp's own. KL divergence in nats, "
+      "bits and tables too. Mode \"packed\": kvrazor's cache; \"llama.cpp\": llama.cpp's own; "
+      "\"shadow\": llama.cpp's own, overwritten with dequantized values, bits computed. KL divergence in nats, "
       "from f16; +-: standard error, positions taken as "
       "independent.</p>\n<p class=\"faint\">{}, {} threads. Commit {}.</p>\n<p><code>{}</code></p>\n</body></html>\n",
       report.value("newest_page", "") == "sealed" ? " Each of these 128 tokens was read twice, so that the page before "

@@ -11,7 +11,9 @@
 #include "apps/failures.h"
 #include "eval/accuracy.h"
 #include "eval/model.h"
+#include "eval/shadow.h"
 #include "eval/text_windows.h"
+#include "kvrazor/recipe_json.h"
 
 namespace kvrazor::apps {
 namespace {
@@ -21,7 +23,7 @@ using Tokens = std::vector<llama_token>;
 struct Settings {
   eval::WindowChoice choice;
   int threads = 1;
-  bool with_reference = true, require = false, seal_newest = false;
+  bool with_reference = true, require = false, seal_newest = false, shadow = false;
 };
 
 // Every window begins as a text does, as in llama-perplexity.
@@ -47,22 +49,33 @@ Json ToJson(const std::vector<eval::PositionAgreement>& positions, bool with_ref
 Json MeasureWindow(llama_model* model, const std::string& name, const Tokens& tokens, const Settings& settings,
                    eval::ReferenceFile* reference, bool is_reference, const std::function<void(int64_t)>& progress) {
   const eval::CacheChoice cache = eval::ParseCacheChoice(name);
-  const eval::ContextPtr context = eval::MakeContext(model, cache,
+  std::optional<eval::ShadowCache> shadow;
+  if (settings.shadow && cache.packed)
+    shadow.emplace(LoadRecipe(cache.recipe), llama_model_n_layer(model), settings.threads);
+  const eval::ContextPtr context = eval::MakeContext(model, shadow ? eval::ParseCacheChoice("f16") : cache,
                                                      {.context = std::ssize(tokens),
                                                       .batch = eval::kAccuracyBatch,
                                                       .outputs = eval::kAccuracyBatch,
                                                       .threads = settings.threads,
-                                                      .require = settings.require && cache.packed});
+                                                      .require = settings.require && cache.packed,
+                                                      .on_node = shadow ? eval::ShadowCache::OnNode : nullptr,
+                                                      .on_node_data = shadow ? &*shadow : nullptr});
   const eval::ReferenceUse use = !reference     ? eval::ReferenceUse::kNone
                                  : is_reference ? eval::ReferenceUse::kWrite
                                                 : eval::ReferenceUse::kCompare;
-  const std::vector<eval::PositionAgreement> positions =
-      eval::MeasurePositions(context.get(), tokens, eval::WindowPositions(settings.choice), reference, use, progress,
-                             settings.seal_newest && cache.packed);
-  const eval::KvUsage kv = eval::MeasureKv(context.get(), cache);
+  const std::vector<eval::PositionAgreement> positions = eval::MeasurePositions(
+      context.get(), tokens, eval::WindowPositions(settings.choice), reference, use,
+      [&](int64_t at) {
+        if (shadow) shadow->EndBatch();
+        progress(at);
+      },
+      settings.seal_newest && cache.packed);
+  const eval::KvUsage kv = shadow ? shadow->Usage() : eval::MeasureKv(context.get(), cache);
   Json measurement = {
       {"cache", name},
-      {"mode", cache.packed ? "packed" : "llama.cpp"},
+      {"mode", shadow         ? "shadow"
+               : cache.packed ? "packed"
+                              : "llama.cpp"},
       {"page_bits_per_value", kv.page_bits_per_value > 0 ? kv.page_bits_per_value : 16.0},  // 0: nothing sealed
       {"bits_per_value",
        kv.f16_bytes > 0 ? 16.0 * static_cast<double>(kv.bytes) / static_cast<double>(kv.f16_bytes) : 0.0},
@@ -82,7 +95,8 @@ Json AccuracyJob(const Json& job, const OnProgress& progress) {
                              .threads = job.at("threads"),
                              .with_reference = job.at("with_reference"),
                              .require = job.at("require"),
-                             .seal_newest = job.value("seal_newest", false)};
+                             .seal_newest = job.value("seal_newest", false),
+                             .shadow = job.value("shadow", false)};
   // Of the windows only these are measured; by default all.
   const size_t first_window = job.value("first_window", size_t{0});
   const size_t end_window = job.value("end_window", std::numeric_limits<size_t>::max());
@@ -99,6 +113,8 @@ Json AccuracyJob(const Json& job, const OnProgress& progress) {
   }
   progress("loading", 0, 1);
   const eval::ModelPtr model = eval::LoadModel(job.at("model"));
+  if (llama_model_has_encoder(model.get()))
+    throw Error("the model has an encoder: it does not continue a text, so its next tokens cannot be measured.");
   const Tokens text =
       eval::Tokenize(model.get(), job.at("text").get<std::string>(), /*add_first=*/true, /*special=*/false);
   const std::vector<int64_t> starts = eval::WindowStarts(std::ssize(text), settings.choice);

@@ -1,0 +1,77 @@
+// Shadow mode: what a recipe costs in accuracy, measured on llama.cpp's own 16-bit cache. Keys and values stay where llama.cpp
+// keeps them; whenever the plug-in would seal a page, its rows are sealed and dequantized by the same operations and written back.
+// Nothing gets smaller, but any architecture with keys and values can be measured, heads of any size up to 256 included:
+//
+//   graph callback   SET_ROWS on cache_k_l<n>, cache_v_l<n>   which slots hold tokens, which are sinks
+//                    attention                                heads; queries for the second moment
+//   EndBatch         pages that are due: rows -> Seal -> Dequantize -> f16 rows -> the same slots
+//
+// A head size that no page has (80, 96) is filled up with zeros to the next one; the bits count against the model's own values.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "eval/model.h"
+#include "eval/shadow_pages.h"
+#include "ggml-backend.h"
+#include "kvrazor/executor.h"
+#include "kvrazor/layout.h"
+#include "kvrazor/recipe.h"
+#include "src/ops/second_moment.h"
+
+namespace kvrazor::eval {
+
+/// Give OnNode and the object to MakeContext (llama.cpp's f16 cache, one sequence, flash attention); it must outlive the context
+/// and serves one.
+class ShadowCache {
+ public:
+  /// The recipe of a model of num_layers layers.
+  ShadowCache(const Recipe& recipe, int num_layers, int threads);
+
+  static bool OnNode(ggml_tensor* node, bool ask, void* shadow);
+
+  /// After every llama_decode. Throws Error if the model's cache cannot be treated this way, with the reason: no keys and values
+  /// (recurrent), both in one tensor (MLA), another type than f16.
+  void EndBatch();
+
+  /// What packed pages of the same contents would take: sealed pages, 16-bit rows, sinks, second moments; no tables.
+  KvUsage Usage() const;
+
+ private:
+  struct Tensor {
+    ggml_tensor* root = nullptr;  // [row_values, slots] f16
+    PageLayout layout;            // of a sealed page; heads filled up
+    int head_dim = 0;             // the model's
+    bool seals() const { return layout.page_bytes > 0; }
+    int64_t row_bytes() const { return root->ne[0] * 2; }
+  };
+  struct Layer {
+    Recipe recipe;
+    Tensor keys, values;
+    std::unique_ptr<ShadowPages> pages;
+    std::unique_ptr<SecondMoment> moment;  // razor keys only
+    int64_t decode_steps = 0;              // attention nodes with few tokens, for sampling queries
+  };
+  struct Job;
+
+  bool Wants(const ggml_tensor* node) const;
+  void See(ggml_tensor* node);
+  void SeeRows(const ggml_tensor* set_rows, int layer, Side side);
+  void SeeAttention(const ggml_tensor* node, ggml_tensor* keys, int layer);
+  void SetHeads(Layer& layer, int index, const ggml_tensor* attention, const ggml_tensor* keys);
+  void AddQueries(Layer& layer, const ggml_tensor* attention);
+  Layer& LayerOf(int index);
+  void SealDue();
+
+  Recipe recipe_;
+  std::unique_ptr<Executor> executor_;
+  std::map<int, Layer> layers_;
+  std::vector<int32_t> positions_;  // of the batch's tokens; empty: no RoPE was seen yet
+  std::exception_ptr failure_;      // of a callback: ggml's code is not made for exceptions
+};
+
+}  // namespace kvrazor::eval
