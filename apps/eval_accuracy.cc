@@ -61,6 +61,7 @@ struct Options : ModelOptions {
   eval::WindowChoice choice;
   int64_t first = -1;
   bool seal_newest = false, shadow = false;
+  std::string calibration;
   std::vector<std::string> fail_if;
 };
 
@@ -72,8 +73,8 @@ std::vector<std::string> Metrics(bool with_reference) {
 std::string FieldName(const std::string& metric) { return metric == "kld" ? "kld_mean" : metric; }
 
 // f16 first where it is the reference, else as asked for.
-std::vector<std::string> OrderedCaches(const std::string& asked, bool with_reference) {
-  std::vector<std::string> caches = eval::SplitCacheNames(asked);
+std::vector<std::string> OrderedCaches(const std::string& asked, bool with_reference, bool in_shadow) {
+  std::vector<std::string> caches = eval::SplitCacheNames(asked, in_shadow);
   if (!with_reference) return caches;
   std::erase(caches, kReference);
   caches.insert(caches.begin(), kReference);
@@ -117,12 +118,14 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                              : std::min<int64_t>(256, options.choice.window / 2);
   std::vector<Limit> limits;
   for (const std::string& text : options.fail_if) limits.push_back(ParseLimit(text, Metrics(with_reference)));
-  const std::vector<std::string> caches = OrderedCaches(options.caches, with_reference);
+  const std::vector<std::string> caches = OrderedCaches(options.caches, with_reference, options.shadow);
   if (options.shadow && options.require)
     throw UsageError(
         "--shadow leaves every layer in llama.cpp's 16-bit cache, which --require forbids. Give one of them.");
   if (options.shadow && options.seal_newest)
     throw UsageError("--seal-newest takes tokens back, which --shadow cannot follow. Give one of them.");
+  if (!options.calibration.empty() && !options.shadow)
+    throw UsageError("--calibration is for methods that only shadow mode evaluates. Add --shadow.");
   CheckWindow(options);
   const std::string text = ReadTextFile(options.text);
   const eval::WindowChoice& w = options.choice;
@@ -138,6 +141,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                    {"step", w.step}};
   if (options.seal_newest) settings["seal_newest"] = true;
   if (options.shadow) settings["shadow"] = true;
+  if (!options.calibration.empty()) settings["calibration"] = Fingerprint(ReadTextFile(options.calibration));
   Progress progress(options.quiet);
   if (!options.out.empty() && OpenRunFolder(options.out, settings))
     progress.Line(fmt::format("going on with the run in '{}'", options.out));
@@ -152,6 +156,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
               {"require", options.require},
               {"seal_newest", options.seal_newest},
               {"shadow", options.shadow},
+              {"calibration", options.calibration},
               {"verbose", options.verbose},
               {"journal", options.out.empty() ? "" : options.out + "/windows.jsonl"}};
   job.update(window);
@@ -227,6 +232,8 @@ void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
       "--shadow", options->shadow,
       "Measure recipes on llama.cpp's 16-bit cache, overwritten with the dequantized values: for accuracy only, "
       "also where the plug-in packs nothing (head sizes of 80 or 96, logits with a bias)");
+  command->add_option("--calibration", options->calibration,
+                      "With --shadow: the model's file of kvrazor calibrate, for rotatekv");
   command
       ->add_option(
           "--fail-if", options->fail_if,

@@ -10,6 +10,7 @@
 #include "apps/eval.h"
 #include "apps/failures.h"
 #include "eval/accuracy.h"
+#include "eval/calibration.h"
 #include "eval/model.h"
 #include "eval/shadow.h"
 #include "eval/text_windows.h"
@@ -24,6 +25,7 @@ struct Settings {
   eval::WindowChoice choice;
   int threads = 1;
   bool with_reference = true, require = false, seal_newest = false, shadow = false;
+  std::optional<eval::Calibration> calibration;  // of the model, with shadow
 };
 
 // Every window begins as a text does, as in llama-perplexity.
@@ -48,10 +50,11 @@ Json ToJson(const std::vector<eval::PositionAgreement>& positions, bool with_ref
 
 Json MeasureWindow(llama_model* model, const std::string& name, const Tokens& tokens, const Settings& settings,
                    eval::ReferenceFile* reference, bool is_reference, const std::function<void(int64_t)>& progress) {
-  const eval::CacheChoice cache = eval::ParseCacheChoice(name);
+  const eval::CacheChoice cache = eval::ParseCacheChoice(name, settings.shadow);
   std::optional<eval::ShadowCache> shadow;
   if (settings.shadow && cache.packed)
-    shadow.emplace(LoadRecipe(cache.recipe), llama_model_n_layer(model), settings.threads);
+    shadow.emplace(LoadRecipe(cache.recipe), llama_model_n_layer(model), settings.threads,
+                   settings.calibration ? &*settings.calibration : nullptr);
   const eval::ContextPtr context = eval::MakeContext(model, shadow ? eval::ParseCacheChoice("f16") : cache,
                                                      {.context = std::ssize(tokens),
                                                       .batch = eval::kAccuracyBatch,
@@ -87,16 +90,17 @@ Json MeasureWindow(llama_model* model, const std::string& name, const Tokens& to
 }  // namespace
 
 Json AccuracyJob(const Json& job, const OnProgress& progress) {
-  const Settings settings = {.choice = {.window = job.at("window"),
-                                        .stride = job.at("stride"),
-                                        .windows = job.at("windows"),
-                                        .first = job.at("first"),
-                                        .step = job.at("step")},
-                             .threads = job.at("threads"),
-                             .with_reference = job.at("with_reference"),
-                             .require = job.at("require"),
-                             .seal_newest = job.value("seal_newest", false),
-                             .shadow = job.value("shadow", false)};
+  Settings settings = {.choice = {.window = job.at("window"),
+                                  .stride = job.at("stride"),
+                                  .windows = job.at("windows"),
+                                  .first = job.at("first"),
+                                  .step = job.at("step")},
+                       .threads = job.at("threads"),
+                       .with_reference = job.at("with_reference"),
+                       .require = job.at("require"),
+                       .seal_newest = job.value("seal_newest", false),
+                       .shadow = job.value("shadow", false),
+                       .calibration = {}};
   // Of the windows only these are measured; by default all.
   const size_t first_window = job.value("first_window", size_t{0});
   const size_t end_window = job.value("end_window", std::numeric_limits<size_t>::max());
@@ -111,6 +115,8 @@ Json AccuracyJob(const Json& job, const OnProgress& progress) {
       done.emplace(line.at("cache"), line.at("window"));
     }
   }
+  if (const std::string path = job.value("calibration", std::string()); !path.empty())
+    settings.calibration = eval::ReadCalibration(path, eval::ModelFingerprint(job.at("model")));
   progress("loading", 0, 1);
   const eval::ModelPtr model = eval::LoadModel(job.at("model"));
   if (llama_model_has_encoder(model.get()))

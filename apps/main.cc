@@ -50,6 +50,7 @@ int ParseAndRun(std::vector<std::string> arguments) {
   AddCompare(app, invocation);
   AddEval(app, invocation);
   AddTune(app, invocation);
+  AddCalibrate(app, invocation);
   AddBench(app, invocation);
   AddPlan(app, invocation);
   AddMethods(app, invocation);

@@ -21,35 +21,44 @@ double StoredBits(const Recipe& recipe) {
   const Recipe model = recipe.ForModel(kLayers);
   double sum = 0;
   for (int layer = 0; layer < kLayers; ++layer) {
-    const Recipe own = model.ForLayer(layer);
+    Recipe own = model.ForLayer(layer);
+    own.k.before_rope = false;  // as many bits as keys after RoPE
     sum += MakePageLayout(own.k, Side::kKey, kTypicalShape).bits_per_value() +
            MakePageLayout(own.v, Side::kValue, kTypicalShape).bits_per_value();
   }
   return sum / (2 * kLayers);
 }
 
+Json ToJson(const Method& method, bool shadow_only) {
+  return {{"name", method.name},
+          {"summary", method.summary},
+          {"source", method.source},
+          {"known_limits", method.known_limits},
+          {"recipe", ToText(method.recipe)},
+          {"shadow_mode_only", shadow_only},
+          {"stored_bits_per_value", StoredBits(method.recipe)},
+          {"residual_tokens", method.recipe.residual_tokens},
+          {"sink_tokens", method.recipe.sink_tokens}};
+}
+
+void Print(const Method& method, bool shadow_only) {
+  fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens{})\n{}{}{}\n", method.name,
+             StoredBits(method.recipe), kTypicalShape.num_kv_heads, kTypicalShape.head_dim, method.recipe.sink_tokens,
+             shadow_only ? "; shadow mode only" : "", Wrapped(method.summary, 100, "    "),
+             Wrapped("Source: " + method.source, 100, "    "),
+             Wrapped("Known limits: " + method.known_limits, 100, "    "));
+}
+
 void ShowMethods(bool json) {
   if (json) {
     Json list = Json::array();
-    for (const Method& method : Methods()) {
-      list.push_back({{"name", method.name},
-                      {"summary", method.summary},
-                      {"source", method.source},
-                      {"known_limits", method.known_limits},
-                      {"recipe", ToText(method.recipe)},
-                      {"stored_bits_per_value", StoredBits(method.recipe)},
-                      {"residual_tokens", method.recipe.residual_tokens},
-                      {"sink_tokens", method.recipe.sink_tokens}});
-    }
+    for (const Method& method : Methods()) list.push_back(ToJson(method, false));
+    for (const Method& method : ShadowMethods()) list.push_back(ToJson(method, true));
     fmt::print("{}\n", list.dump(2));
     return;
   }
-  for (const Method& method : Methods()) {
-    fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens)\n{}{}{}\n", method.name,
-               StoredBits(method.recipe), kTypicalShape.num_kv_heads, kTypicalShape.head_dim, method.recipe.sink_tokens,
-               Wrapped(method.summary, 100, "    "), Wrapped("Source: " + method.source, 100, "    "),
-               Wrapped("Known limits: " + method.known_limits, 100, "    "));
-  }
+  for (const Method& method : Methods()) Print(method, false);
+  for (const Method& method : ShadowMethods()) Print(method, true);
 }
 
 }  // namespace

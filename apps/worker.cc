@@ -190,6 +190,8 @@ int WorkerMain() {
       value = CompareJob(job, progress);
     else if (kind == "bench")
       value = BenchJob(job, progress);
+    else if (kind == "calibrate")
+      value = CalibrateJob(job, progress);
     else if (kind == "accuracy")
       value = AccuracyJob(job, progress);
     else if (kind == "analyze")

@@ -23,6 +23,7 @@ int WorkerMain();
 /// Jobs, by their "kind".
 Json CompareJob(const Json& job, const OnProgress& progress);
 Json BenchJob(const Json& job, const OnProgress& progress);
+Json CalibrateJob(const Json& job, const OnProgress& progress);
 Json AccuracyJob(const Json& job, const OnProgress& progress);
 Json AnalyzeJob(const Json& job, const OnProgress& progress);
 Json AnswersJob(const Json& job, const OnProgress& progress);

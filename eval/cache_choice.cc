@@ -24,24 +24,25 @@ constexpr std::array kLlamaTypes = {
 
 }  // namespace
 
-CacheChoice ParseCacheChoice(std::string_view text) {
+CacheChoice ParseCacheChoice(std::string_view text, bool in_shadow) {
   for (const NamedType& named : kLlamaTypes) {
     if (text == named.name) return {.name = std::string(text), .packed = false, .recipe = {}, .type = named.type};
   }
   std::string_view recipe = text;
   if (recipe.starts_with(kOwnPrefix)) recipe.remove_prefix(kOwnPrefix.size());
-  LoadRecipe(std::string(recipe));
+  const Recipe loaded = LoadRecipe(std::string(recipe));
+  if (!in_shadow) RequirePackable(loaded);
   return {.name = std::string(text), .packed = true, .recipe = std::string(recipe), .type = GGML_TYPE_F16};
 }
 
-std::vector<std::string> SplitCacheNames(std::string_view text) {
+std::vector<std::string> SplitCacheNames(std::string_view text, bool in_shadow) {
   std::vector<std::string> names;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t first_comma = std::min(text.find(',', begin), text.size());
     size_t end = first_comma;
     for (size_t comma = first_comma; comma <= text.size(); comma = std::min(text.find(',', comma + 1), text.size())) {
       try {
-        ParseCacheChoice(text.substr(begin, comma - begin));
+        ParseCacheChoice(text.substr(begin, comma - begin), in_shadow);
         end = comma;
       } catch (const Error&) {
         // It may still mean something together with what follows the comma.
@@ -49,7 +50,7 @@ std::vector<std::string> SplitCacheNames(std::string_view text) {
       if (comma == text.size()) break;
     }
     const std::string name(text.substr(begin, end - begin));
-    ParseCacheChoice(name);
+    ParseCacheChoice(name, in_shadow);
     if (std::find(names.begin(), names.end(), name) != names.end())
       throw Error("the cache '" + name + "' is named twice.");
     names.push_back(name);

@@ -25,12 +25,13 @@ class NotPackedError : public Error {
 };
 
 /// "f16", "q8_0", "q4_0" and so on name llama.cpp's own types; anything else is a recipe. "kvrazor:f16" is this project's
-/// own storage where both know a name. Throws Error, with the recipe parser's message, if it is neither.
-CacheChoice ParseCacheChoice(std::string_view text);
+/// own storage where both know a name. Throws Error, with the recipe parser's message, if it is neither; and, but in shadow mode,
+/// for a recipe that no packed cache stores.
+CacheChoice ParseCacheChoice(std::string_view text, bool in_shadow = false);
 
 /// Names separated by commas. Recipes may hold commas of their own ("oscar:k2g128,v2g64"): each name is the longest one that
 /// means something. Throws Error with ParseCacheChoice's message for the first that means nothing, and for one named twice.
-std::vector<std::string> SplitCacheNames(std::string_view text);
+std::vector<std::string> SplitCacheNames(std::string_view text, bool in_shadow = false);
 
 /// The choice for a model of num_layers layers: a recipe that treats a share of them differently (razor-2.5) as one that names
 /// them by index, which is what the plug-in needs. Throws Error where text cannot say the result.

@@ -65,9 +65,23 @@ struct ShadowCache::Job {
   }
   void Write() const { ggml_backend_tensor_set(tensor->root, rows.data(), offset(), rows.size() * sizeof(f16_bits)); }
   void Quantize();
+  void QuantizeBeforeRope();
 };
 
+void ShadowCache::Job::QuantizeBeforeRope() {
+  const BeforeRope& own = *layer->before_rope;
+  const int64_t num_slots = layer->pages->num_slots();
+  std::vector<int32_t> positions;
+  for (int i = 0; i < own.rope.positions_per_token(); ++i) {
+    const auto first = own.positions.begin() + i * num_slots + page * kPageTokens;
+    positions.insert(positions.end(), first, first + kPageTokens);
+  }
+  eval::QuantizeBeforeRope(layer->recipe.k, {tensor->layout.shape.num_kv_heads, tensor->head_dim}, own.order, own.rope,
+                           positions, layer->pages->exact(page), rows.data());
+}
+
 void ShadowCache::Job::Quantize() {
+  if (tensor == &layer->keys && layer->before_rope) return QuantizeBeforeRope();
   const PageLayout& layout = tensor->layout;
   const int64_t heads = kPageTokens * int64_t{layout.shape.num_kv_heads};
   const int page_dim = layout.shape.head_dim;
@@ -91,8 +105,16 @@ void ShadowCache::Job::Quantize() {
   }
 }
 
-ShadowCache::ShadowCache(const Recipe& recipe, int num_layers, int threads)
-    : recipe_(recipe.ForModel(num_layers)), executor_(MakeThreadPool(std::max(threads, 1))) {}
+ShadowCache::ShadowCache(const Recipe& recipe, int num_layers, int threads, const Calibration* calibration)
+    : recipe_(recipe.ForModel(num_layers)), calibration_(calibration), executor_(MakeThreadPool(std::max(threads, 1))) {
+  for (int layer = 0; !calibration && layer < num_layers; ++layer) {
+    if (recipe_.ForLayer(layer).k.before_rope)
+      throw Error(fmt::format(
+          "'{}' needs an order of the model's key channels. Make it once with kvrazor calibrate MODEL TEXT -o FILE "
+          "and give it with --calibration FILE.",
+          ToText(recipe)));
+  }
+}
 
 bool ShadowCache::OnNode(ggml_tensor* node, bool ask, void* shadow) {
   ShadowCache& self = *static_cast<ShadowCache*>(shadow);
@@ -114,7 +136,10 @@ bool ShadowCache::Wants(const ggml_tensor* node) const {
 
 void ShadowCache::See(ggml_tensor* node) {
   if (node->op == GGML_OP_ROPE) {
-    if (positions_.empty() && node->src[1]->type == GGML_TYPE_I32) positions_ = ReadIntegers(node->src[1]);
+    if (positions_.empty() && node->src[1]->type == GGML_TYPE_I32) {
+      positions_ = ReadIntegers(node->src[1]);
+      positions_from_ = node->src[1];
+    }
     return;
   }
   if (const std::optional<CacheTensorName> written = WrittenCache(node)) {
@@ -155,6 +180,37 @@ void ShadowCache::SeeRows(const ggml_tensor* set_rows, int index, Side side) {
     const int64_t position = r < positions_.size() ? positions_[r] : slots[r];
     layer.pages->Write(slots[r], position < layer.recipe.sink_tokens);
   }
+  if (layer.recipe.k.before_rope) SeeBeforeRope(layer, index, set_rows, slots);
+}
+
+void ShadowCache::SeeBeforeRope(Layer& layer, int index, const ggml_tensor* set_rows,
+                                const std::vector<int64_t>& slots) {
+  try {
+    if (!layer.before_rope) {
+      const auto found = calibration_->layers.find(index);
+      if (found == calibration_->layers.end()) throw Error("the calibration file has no order for it.");
+      layer.before_rope = std::make_unique<BeforeRope>();
+      layer.before_rope->order = found->second.order;
+      layer.before_rope->rope = RopeOfKeys(set_rows);
+      const size_t per_token = static_cast<size_t>(layer.before_rope->rope.positions_per_token());
+      layer.before_rope->positions.resize(per_token * static_cast<size_t>(layer.pages->num_slots()));
+    }
+    BeforeRope& own = *layer.before_rope;
+    if (!own.rope.is_none()) {
+      if (RopeBehind(set_rows)->src[1] != positions_from_) throw Error("its keys have positions of their own.");
+      if (positions_.size() != slots.size() * static_cast<size_t>(own.rope.positions_per_token()))
+        throw Error("RoPE has another number of positions than there are keys.");
+      for (size_t i = 0; i < positions_.size(); ++i)
+        own.positions[i / slots.size() * static_cast<size_t>(layer.pages->num_slots()) +
+                      static_cast<size_t>(slots[i % slots.size()])] = positions_[i];
+    }
+    const ggml_tensor* input = LayerInput(set_rows);
+    std::vector<float> x(static_cast<size_t>(ggml_nelements(input)));
+    ggml_backend_tensor_get(input, x.data(), 0, x.size() * sizeof(float));
+    own.massive.Add(x.data(), input->ne[0], slots);
+  } catch (const Error& e) {
+    throw Error(fmt::format("shadow mode: layer {}: {}", index, e.what()));
+  }
 }
 
 void ShadowCache::SeeAttention(const ggml_tensor* node, ggml_tensor* keys, int index) {
@@ -177,13 +233,23 @@ void ShadowCache::SetHeads(Layer& layer, int index, const ggml_tensor* attention
   const int num_heads = static_cast<int>(keys->ne[2]);
   const auto set = [&](Tensor& tensor, const SideRecipe& recipe, Side side) {
     tensor.head_dim = static_cast<int>(tensor.root->ne[0] / num_heads);
-    tensor.layout = MakePageLayout(recipe, side, {num_heads, PageHeadDim(tensor.head_dim)});
+    SideRecipe stored = recipe;
+    stored.before_rope = false;  // as many bytes as keys after RoPE
+    tensor.layout = MakePageLayout(stored, side, {num_heads, PageHeadDim(tensor.head_dim)});
   };
   if (layer.keys.root->ne[0] != keys->ne[0] * num_heads || layer.values.root->ne[0] % num_heads != 0)
     throw Error(fmt::format(
         "shadow mode: layer {} reads parts of its keys or values only; which heads they have is not known.", index));
   set(layer.keys, layer.recipe.k, Side::kKey);
   set(layer.values, layer.recipe.v, Side::kValue);
+  if (layer.before_rope) {
+    const HeadShape shape{num_heads, layer.keys.head_dim};
+    CheckRotateKvShape(shape);
+    if (calibration_->layers.at(index).shape != shape ||
+        (!layer.before_rope->rope.is_none() && layer.before_rope->rope.head_dim() != shape.head_dim))
+      throw Error(
+          fmt::format("shadow mode: layer {}: the calibration file, RoPE and the cache differ in heads.", index));
+  }
   if (layer.recipe.k.codec == Codec::kRazorKey) layer.moment = std::make_unique<SecondMoment>(layer.keys.layout.shape);
 }
 
@@ -226,6 +292,9 @@ void ShadowCache::SealDue() {
   std::vector<Job> jobs;
   for (auto& [index, layer] : layers_) {
     for (const int64_t page : layer.pages->Due()) {
+      for (int64_t slot = page * kPageTokens; layer.before_rope && slot < (page + 1) * kPageTokens; ++slot) {
+        if (layer.before_rope->massive.Contains(slot)) layer.pages->SetExact(slot);
+      }
       for (Tensor* tensor : {&layer.keys, &layer.values}) {
         if (!tensor->seals()) continue;
         jobs.push_back({.layer = &layer, .tensor = tensor, .page = page, .rows = {}});

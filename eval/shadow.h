@@ -15,7 +15,10 @@
 #include <memory>
 #include <vector>
 
+#include "eval/calibration.h"
 #include "eval/model.h"
+#include "eval/rope.h"
+#include "eval/rotate_kv.h"
 #include "eval/shadow_pages.h"
 #include "ggml-backend.h"
 #include "kvrazor/executor.h"
@@ -29,8 +32,9 @@ namespace kvrazor::eval {
 /// and serves one.
 class ShadowCache {
  public:
-  /// The recipe of a model of num_layers layers.
-  ShadowCache(const Recipe& recipe, int num_layers, int threads);
+  /// The recipe of a model of num_layers layers. calibration: of the model, for recipes that need one; must outlive the object.
+  /// Throws Error if it is needed and nullptr.
+  ShadowCache(const Recipe& recipe, int num_layers, int threads, const Calibration* calibration = nullptr);
 
   static bool OnNode(ggml_tensor* node, bool ask, void* shadow);
 
@@ -49,12 +53,19 @@ class ShadowCache {
     bool seals() const { return layout.page_bytes > 0; }
     int64_t row_bytes() const { return root->ne[0] * 2; }
   };
+  struct BeforeRope {
+    std::vector<int32_t> order;  // of the channels
+    Rope rope;
+    std::vector<int32_t> positions;  // [rope.positions_per_token()][slots]
+    MassiveEntries massive;          // of the layer's input
+  };
   struct Layer {
     Recipe recipe;
     Tensor keys, values;
     std::unique_ptr<ShadowPages> pages;
-    std::unique_ptr<SecondMoment> moment;  // razor keys only
-    int64_t decode_steps = 0;              // attention nodes with few tokens, for sampling queries
+    std::unique_ptr<SecondMoment> moment;     // razor keys only
+    int64_t decode_steps = 0;                 // attention nodes with few tokens, for sampling queries
+    std::unique_ptr<BeforeRope> before_rope;  // keys quantized before RoPE only
   };
   struct Job;
 
@@ -62,16 +73,19 @@ class ShadowCache {
   void See(ggml_tensor* node);
   void SeeRows(const ggml_tensor* set_rows, int layer, Side side);
   void SeeAttention(const ggml_tensor* node, ggml_tensor* keys, int layer);
+  void SeeBeforeRope(Layer& layer, int index, const ggml_tensor* set_rows, const std::vector<int64_t>& slots);
   void SetHeads(Layer& layer, int index, const ggml_tensor* attention, const ggml_tensor* keys);
   void AddQueries(Layer& layer, const ggml_tensor* attention);
   Layer& LayerOf(int index);
   void SealDue();
 
   Recipe recipe_;
+  const Calibration* calibration_;
   std::unique_ptr<Executor> executor_;
   std::map<int, Layer> layers_;
-  std::vector<int32_t> positions_;  // of the batch's tokens; empty: no RoPE was seen yet
-  std::exception_ptr failure_;      // of a callback: ggml's code is not made for exceptions
+  std::vector<int32_t> positions_;  // of the batch's tokens, as RoPE has them; empty: none was seen yet
+  const ggml_tensor* positions_from_ = nullptr;
+  std::exception_ptr failure_;  // of a callback: ggml's code is not made for exceptions
 };
 
 }  // namespace kvrazor::eval

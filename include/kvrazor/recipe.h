@@ -49,6 +49,9 @@ struct SideRecipe {
   /// kRazorKey: each token subtracts its own multiple of the page mean (16 bits more a token and head) instead of the mean.
   bool rank_one_mean = false;
   int clip_percent = 100;  ///< kAffine, not kFloatMin: both ends of a group's range times this, in hundredths
+  /// Keys: quantized before RoPE, rotated over groups of heads, channels in a calibrated order (RotateKV). No packed cache reads
+  /// such keys: shadow mode evaluates them (RequirePackable).
+  bool before_rope = false;
 
   bool operator==(const SideRecipe&) const = default;
 };
@@ -111,6 +114,9 @@ std::string ToText(const Recipe& recipe);
 /// Throws Error with the sentence that helps when a field or a combination is impossible.
 void Validate(const Recipe& recipe);
 
+/// Throws Error if keys of some layer are quantized before RoPE: only shadow mode evaluates such a recipe.
+void RequirePackable(const Recipe& recipe);
+
 /// A registered method (src/methods, one file each).
 struct Method {
   std::string name;
@@ -123,5 +129,8 @@ struct Method {
 
 /// All methods, in the order they are shown to people.
 const std::vector<Method>& Methods();
+
+/// Methods that no packed cache stores; shadow mode evaluates them. ParseRecipe knows their names, too.
+const std::vector<Method>& ShadowMethods();
 
 }  // namespace kvrazor

@@ -34,6 +34,7 @@ Settings MakeSettings(const char* recipe, bool require) {
   const char* state = std::getenv("KVRAZOR_STATE");
   settings.rows_only = state && std::strcmp(state, "rows") == 0;
   if (std::strcmp(recipe, "off") != 0) settings.recipe = LoadRecipe(recipe);
+  if (settings.recipe) RequirePackable(*settings.recipe);
   // llama.cpp names a cache's layers one by one and never says how many the model has.
   if (settings.recipe && settings.recipe->depends_on_num_layers())
     (void)settings.recipe->ForLayer(0);  // says what to do

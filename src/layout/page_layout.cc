@@ -29,6 +29,11 @@ class Cursor {
 };
 
 void CheckShape(const SideRecipe& r, Side side, HeadShape s) {
+  if (r.before_rope)
+    throw Error(
+        "layout: keys that are quantized before RoPE cannot be in packed pages: attention would have to do RoPE for "
+        "every key at "
+        "every step. Evaluate such a method in shadow mode (kvrazor eval kld --shadow).");
   const std::string what = side == Side::kKey ? "keys" : "values";
   if (s.num_kv_heads < 1 || s.num_kv_heads > 1024) {
     throw Error("layout: num_kv_heads=" + std::to_string(s.num_kv_heads) + " for " + what +

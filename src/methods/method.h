@@ -19,5 +19,6 @@ Method Razor2rMethod();
 Method Razor25Method();
 Method Razor3Method();
 Method Razor3vMethod();
+Method RotateKvMethod();
 
 }  // namespace kvrazor

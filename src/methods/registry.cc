@@ -13,4 +13,9 @@ const std::vector<Method>& Methods() {
   return methods;
 }
 
+const std::vector<Method>& ShadowMethods() {
+  static const std::vector<Method> methods = {RotateKvMethod()};
+  return methods;
+}
+
 }  // namespace kvrazor

@@ -36,9 +36,11 @@ std::optional<int> TakeInt(std::string_view& s) {
 
 const Recipe& BaseRecipe(std::string_view name) {
   std::string names;
-  for (const Method& m : Methods()) {
-    if (m.name == name) return m.recipe;
-    names += (names.empty() ? "" : ", ") + m.name;
+  for (const std::vector<Method>* methods : {&Methods(), &ShadowMethods()}) {
+    for (const Method& m : *methods) {
+      if (m.name == name) return m.recipe;
+      names += (names.empty() ? "" : ", ") + m.name;
+    }
   }
   throw Error("recipe: no method '" + std::string(name) + "'; there are " + names +
               ". `kvrazor methods` describes them.");

@@ -68,6 +68,11 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
     Refuse(side + ": group_size", std::to_string(s.group_size),
            "razor values are grouped by 32 or 64 tokens, for example v2g32; leave the group out for the whole page.");
   }
+  if (s.before_rope && (!is_key || s.codec != Codec::kAffine || s.axis != Axis::kPerToken || s.rotate ||
+                        s.token_scale != TokenScale::kNone)) {
+    Refuse(side + ": before_rope", "set",
+           "only affine keys grouped per token are quantized before RoPE, without another rotation or a token scale.");
+  }
   if (s.codec != Codec::kAffine) {
     if (s.token_scale != TokenScale::kNone)
       Refuse(side + ": token_scale", "set", "this codec stores its own scale for each token.");

@@ -104,7 +104,8 @@ ordered_json SideToJson(const SideRecipe& s) {
           {"token_scale", NameOf(s.token_scale, kTokenScales)},
           {"rotate", s.rotate},
           {"rank_one_mean", s.rank_one_mean},
-          {"clip_percent", s.clip_percent}};
+          {"clip_percent", s.clip_percent},
+          {"before_rope", s.before_rope}};
 }
 
 SideRecipe SideFromJson(const json& object, const std::string& where) {
@@ -119,6 +120,7 @@ SideRecipe SideFromJson(const json& object, const std::string& where) {
   fields.Get("rotate", s.rotate);
   fields.Get("rank_one_mean", s.rank_one_mean);
   fields.Get("clip_percent", s.clip_percent);
+  fields.Get("before_rope", s.before_rope);
   fields.RefuseOthers();
   return s;
 }

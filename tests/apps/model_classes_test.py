@@ -139,6 +139,55 @@ class ModelClassesTest(unittest.TestCase):
                 result = run(*tune, model(name), text, "--bits", "2.6")
                 self.assertEqual(result.returncode, 1)
                 self.assertIn(says, result.stderr)
+    def test_shadow_mode_measures_what_is_not_packed(self):
+        with tempfile.TemporaryDirectory() as folder:
+            text, calibration = os.path.join(folder, "text.txt"), os.path.join(folder, "calibration.json")
+            with open(text, "w") as file:
+                file.write("A line of text. " * 80)
+
+            def kld(name, *more):
+                return run("eval", "kld", "-m", model(name), "-f", text, "--window", "512", "--windows", "1", "--first", "400", "--step", "20", "-t", "1", "-q", *more)
+
+            for name in "llama", "head80":
+                with self.subTest(name):
+                    out = os.path.join(folder, name)
+                    result = kld(name, "--shadow", "--caches", "kivi,q8_0", "--json", "--out", out)
+                    self.assertEqual(result.returncode, 0, result.stderr)
+                    modes = {r["recipe"]: r["mode"] for r in json.loads(result.stdout)["results"]}
+                    self.assertEqual(modes, {"f16": "llama.cpp", "kivi": "shadow", "q8_0": "llama.cpp"})
+                    with open(os.path.join(out, "index.html")) as file:
+                        self.assertIn("<td>shadow</td>", file.read())
+                    # A run of the other mode does not go on in the same folder.
+                    self.assertNotEqual(kld(name, "--caches", "kivi", "--out", out).returncode, 0)
+            table = kld("llama", "--shadow", "--caches", "razor-2")
+            self.assertRegex(table.stdout, r"(?m)^razor-2 +shadow ")
+            for name, reason in (("latent_attention", "MLA"), ("recurrent", "no keys and values"), ("encoder_decoder", "encoder")):
+                with self.subTest(name):
+                    result = kld(name, "--shadow", "--caches", "razor-2")
+                    self.assertEqual(result.returncode, 1, result.stderr)
+                    self.assertIn(reason, result.stderr)
+            self.assertEqual(kld("llama", "--shadow", "--require", "--caches", "razor-2").returncode, 2)
+            self.assertEqual(kld("llama", "--calibration", text, "--caches", "razor-2").returncode, 2)
+
+            # RotateKV: listed, never packed, calibrated for one model.
+            methods = {m["name"]: m["shadow_mode_only"] for m in json.loads(run("methods", "--json").stdout)}
+            self.assertEqual([name for name, only in methods.items() if only], ["rotatekv"])
+            self.assertIn("shadow mode only", run("methods").stdout)
+            for command in ("run", "-m", model("llama"), "-p", "x", "-n", "1", "--recipe", "rotatekv"), ("eval", "kld", "-m", model("llama"), "-f", text, "--caches", "rotatekv"):
+                result = run(*command)
+                self.assertEqual(result.returncode, 1, result.stderr)
+                self.assertIn("kvrazor eval kld --shadow", result.stderr)
+            result = kld("llama", "--shadow", "--caches", "rotatekv")
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("kvrazor calibrate", result.stderr)
+            result = run("calibrate", model("llama"), text, "-o", calibration, "--window", "256", "--windows", "2", "-t", "1", "-q")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            result = kld("llama", "--shadow", "--calibration", calibration, "--caches", "rotatekv", "--json")
+            self.assertEqual(result.returncode, 0, result.stderr)
+            self.assertEqual([r["mode"] for r in json.loads(result.stdout)["results"]], ["llama.cpp", "shadow"])
+            result = kld("gqa16", "--shadow", "--calibration", calibration, "--caches", "rotatekv")
+            self.assertEqual(result.returncode, 1, result.stderr)
+            self.assertIn("another model", result.stderr)
 
     def test_models_that_write_nothing(self):
         for name in "encoder", "encoder_decoder":

@@ -24,6 +24,19 @@ TEST(CacheChoiceTest, EveryMethodIsARecipe) {
   EXPECT_TRUE(ParseCacheChoice("razor-2:sinks=8").packed);
 }
 
+TEST(CacheChoiceTest, ShadowMethodsAreForShadowModeOnly) {
+  for (const Method& method : ShadowMethods()) {
+    EXPECT_EQ(ParseCacheChoice(method.name, /*in_shadow=*/true).recipe, method.name);
+    EXPECT_EQ(SplitCacheNames("f16," + method.name, /*in_shadow=*/true).size(), 2u);
+    try {
+      SplitCacheNames("f16," + method.name);
+      ADD_FAILURE() << method.name;
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find("kvrazor eval kld --shadow"), std::string::npos) << e.what();
+    }
+  }
+}
+
 TEST(CacheChoiceTest, SharesOfTheLayersAreNamedByIndex) {
   const CacheChoice choice = ParseCacheChoice("razor-2.5:sinks=8");
   const CacheChoice resolved = ForLayers(choice, 30);

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <optional>
 #include <random>
 #include <span>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "kvrazor/error.h"
+#include "reference/rotate_kv.h"
 #include "src/core/half.h"
 #include "tests/integrations/ggml/tiny_model.h"
 
@@ -117,6 +119,7 @@ double RelativeError(const std::vector<float>& got, const std::vector<float>& wa
 // a probability of |d| / s, and then by s: a mean square of s |d|. Two bits have steps of at most 1.5 standard deviations here, and
 // |d| is 0.8 d in the mean. What that does to the logits is in proportion to what the whole loss of the rows does to them.
 TEST(ShadowTest, AgreesWithThePackedCache) {
+  if (!HavePlugin()) GTEST_SKIP() << "built without the plug-in";
   setenv("KVRAZOR_STATE", "rows", 1);  // states as stock llama.cpp writes them
   CaptureLogs(false);
   const ModelPtr model = LoadModel(Folder().Path("llama"));
@@ -216,6 +219,118 @@ TEST(ShadowTest, FilledUpHeadsCountTheirBits) {
   EXPECT_EQ(usage.f16_bytes, 4 * kRows * kWidth * 2);
   EXPECT_EQ(usage.staging_bytes, 4 * (kRows - kSealed) * kWidth * 2);
   EXPECT_EQ(usage.sealed_bytes, 4 * kSealed * 2 * 128 * 3 / 8);
+}
+
+/// Sums over the tiny model's text, and what the file would hold.
+Calibration Calibrate(llama_model* model) {
+  KeyChannelSums sums;
+  const ContextPtr context =
+      MakeContext(model, ParseCacheChoice("f16"),
+                  {.context = kContext, .batch = 128, .on_node = KeyChannelSums::OnNode, .on_node_data = &sums});
+  Feed(context.get(), Text(), 0, [&](int64_t) { sums.EndBatch(); });
+  return sums.Result();
+}
+
+// The first layer's keys come from embeddings: what the 16-bit cache holds of them, with RoPE undone here, is what RotateKV is given.
+// Its RoPE is llama's: neighbours, base 10000. Rows are in f16, before and after; the tolerance is that of a page (rotate_kv_test.cc).
+TEST(ShadowTest, RotateKvIsThatOfFloat64OnAModelsKeys) {
+  CaptureLogs(false);
+  const ModelPtr model = LoadModel(Folder().Path("llama"));
+  const Calibration calibration = Calibrate(model.get());
+  constexpr int kDim = 64, kWidth = 2 * kDim;
+  EXPECT_EQ(calibration.tokens, kPrompt + kSingle);
+  EXPECT_EQ(std::ssize(calibration.layers), llama_model_n_layer(model.get()));
+  const std::vector<int32_t>& order = calibration.layers.at(0).order;
+
+  const auto keys_of = [&](ShadowCache* shadow) {
+    const ContextPtr context = MakeContext(
+        model.get(), ParseCacheChoice("f16"),
+        {.context = kContext, .batch = 128, .on_node = shadow ? ShadowCache::OnNode : nullptr, .on_node_data = shadow});
+    Feed(context.get(), Text(), 0, [&](int64_t) {
+      if (shadow) shadow->EndBatch();
+    });
+    return RowsOfState(context.get(), llama_model_n_layer(model.get()), kWidth * 2, kPrompt + kSingle);
+  };
+  const std::vector<float> f16 = keys_of(nullptr)[0];
+  ShadowCache shadow(ParseRecipe("rotatekv"), llama_model_n_layer(model.get()), /*threads=*/2, &calibration);
+  const std::vector<std::vector<float>> quantized = keys_of(&shadow);
+  const auto before_rope = [&](const std::vector<float>& rows, int token) {
+    std::vector<double> key(rows.begin() + token * kWidth, rows.begin() + (token + 1) * kWidth);
+    for (int h = 0; h < 2; ++h) reference::RopeHead(key.data() + h * kDim, kDim, -token, 10000, /*neighbours=*/true);
+    return key;
+  };
+
+  std::vector<double> sums(kWidth);
+  int num_exact = 0;
+  double lost = 0, difference = 0;
+  for (int t = 0; t < kPrompt + kSingle; ++t) {
+    const std::vector<double> key = before_rope(f16, t), got = before_rope(quantized[0], t);
+    const std::vector<double> rotated = reference::RotateRuns(key, kWidth);
+    for (size_t i = 0; i < kWidth; ++i) sums[i] += rotated[i];
+    const bool is_same =
+        std::equal(f16.begin() + t * kWidth, f16.begin() + (t + 1) * kWidth, quantized[0].begin() + t * kWidth);
+    if (t >= 4 * kPageTokens) {
+      EXPECT_TRUE(is_same) << t << " is not in a sealed page";
+      continue;
+    }
+    if (is_same) {
+      ++num_exact;
+      continue;
+    }
+    const reference::RotateKvKey want = reference::QuantizeRotateKv(key, kWidth, {order.begin(), order.end()},
+                                                                    ParseRecipe("rotatekv").k, std::exp2(-8));
+    double square = 0, size = 0;
+    for (size_t i = 0; i < kWidth; ++i) {
+      square += std::pow(got[i] - want.key[i], 2);
+      size += std::pow(want.key[i], 2);
+      lost += std::pow(got[i] - key[i], 2);
+    }
+    EXPECT_LE(std::sqrt(square), std::sqrt(want.slack_square) + std::exp2(-8) * std::sqrt(size)) << "token " << t;
+    difference += square;
+  }
+  EXPECT_LT(difference, 0.05 * lost);
+  EXPECT_GE(num_exact, 1) << "tokens of the largest entries";
+  EXPECT_LE(num_exact, kMassiveEntries * 4) << "at most so many at each time that a page was sealed";
+  for (size_t j = 1; j < kWidth; ++j)  // in order, up to the rounding of f16 rows
+    EXPECT_LE(sums[static_cast<size_t>(order[j - 1])], sums[static_cast<size_t>(order[j])] + 0.5) << j;
+  const KvUsage usage = shadow.Usage();
+  EXPECT_DOUBLE_EQ(usage.page_bits_per_value, 3);
+  EXPECT_EQ(usage.num_layers, 2);
+}
+
+TEST(ShadowTest, RotateKvSaysWhatItCannotDo) {
+  CaptureLogs(false);
+  EXPECT_THROW(ShadowCache(ParseRecipe("rotatekv"), 2, 1), Error) << "without a calibration";
+  EXPECT_NO_THROW(ShadowCache(ParseRecipe("rotatekv"), 2, 1, std::make_unique<Calibration>().get()));
+  const ModelPtr heads_of_80 = LoadModel(Folder().Path("head80"));
+  EXPECT_THROW(Calibrate(heads_of_80.get()), Error);
+  const ModelPtr recurrent = LoadModel(Folder().Path("recurrent"));
+  EXPECT_THROW(Calibrate(recurrent.get()), Error);
+  // Another model's: as many layers, other heads.
+  const ModelPtr llama = LoadModel(Folder().Path("llama"));
+  const ModelPtr other = LoadModel(Folder().Path("gqa16"));
+  const Calibration calibration = Calibrate(other.get());
+  ShadowCache shadow(ParseRecipe("rotatekv"), 2, 1, &calibration);
+  const ContextPtr context =
+      MakeContext(llama.get(), ParseCacheChoice("f16"),
+                  {.context = kContext, .batch = 128, .on_node = ShadowCache::OnNode, .on_node_data = &shadow});
+  EXPECT_THROW(Feed(context.get(), Text(), 0, [&](int64_t) { shadow.EndBatch(); }), Error);
+}
+
+// No RoPE (ALiBi), a window, logits in other units: keys are found before RoPE wherever there is one.
+TEST(ShadowTest, RotateKvOnOtherModels) {
+  CaptureLogs(false);
+  for (const char* name : {"alibi", "gqa16", "long_window_softcap", "attention_sinks", "hybrid", "embedding"}) {
+    SCOPED_TRACE(name);
+    const ModelPtr model = LoadModel(Folder().Path(name));
+    const Calibration calibration = Calibrate(model.get());
+    ShadowCache shadow(ParseRecipe("rotatekv"), llama_model_n_layer(model.get()), 1, &calibration);
+    const ContextPtr context =
+        MakeContext(model.get(), ParseCacheChoice("f16"),
+                    {.context = kContext, .batch = 128, .on_node = ShadowCache::OnNode, .on_node_data = &shadow});
+    Feed(context.get(), Text(), 0, [&](int64_t) { shadow.EndBatch(); });
+    EXPECT_DOUBLE_EQ(shadow.Usage().page_bits_per_value, 3);
+  }
 }
 
 }  // namespace

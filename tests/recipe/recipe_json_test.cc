@@ -24,6 +24,7 @@ std::string ErrorOf(const std::string& json) {
 
 TEST(RecipeJsonTest, RoundTrips) {
   for (const Method& m : Methods()) EXPECT_EQ(ParseRecipeJson(ToJson(m.recipe)), m.recipe) << m.name;
+  for (const Method& m : ShadowMethods()) EXPECT_EQ(ParseRecipeJson(ToJson(m.recipe)), m.recipe) << m.name;
   const Recipe r = ParseRecipe("oscar:k4g64,v2g128,residual=256,sinks=4;0-1=f16;7=razor-2");
   EXPECT_EQ(ParseRecipeJson(ToJson(r)), r);
   const Recipe shares = ParseRecipe("razor-2.5;0-1=f16;last1=razor-3v");

@@ -23,7 +23,9 @@ std::string ErrorOf(const std::string& text) {
 
 TEST(RecipeTest, EveryMethodIsValidAndPrintsAsItsName) {
   std::set<std::string> names;
-  for (const Method& m : Methods()) {
+  std::vector<Method> methods = Methods();
+  methods.insert(methods.end(), ShadowMethods().begin(), ShadowMethods().end());
+  for (const Method& m : methods) {
     EXPECT_EQ(m.name, m.recipe.name);
     EXPECT_TRUE(names.insert(m.name).second) << m.name;
     EXPECT_NO_THROW(Validate(m.recipe)) << m.name;
@@ -31,6 +33,25 @@ TEST(RecipeTest, EveryMethodIsValidAndPrintsAsItsName) {
     EXPECT_EQ(ParseRecipe(m.name), m.recipe);
     EXPECT_FALSE(m.summary.empty() || m.source.empty() || m.known_limits.empty()) << m.name;
   }
+}
+
+TEST(RecipeTest, KeysBeforeRopeAreNotPackable) {
+  for (const Method& m : Methods()) EXPECT_NO_THROW(RequirePackable(m.recipe)) << m.name;
+  for (const char* text : {"rotatekv", "rotatekv:k4g64", "razor-2;0-1=rotatekv"}) {
+    try {
+      RequirePackable(ParseRecipe(text));
+      ADD_FAILURE() << text;
+    } catch (const Error& e) {
+      EXPECT_THAT(e.what(), HasSubstr(text));
+      EXPECT_THAT(e.what(), HasSubstr("--shadow"));
+    }
+  }
+  Recipe wrong = ParseRecipe("rotatekv");
+  wrong.v.before_rope = true;
+  EXPECT_THROW(Validate(wrong), Error) << "values have no RoPE";
+  wrong = ParseRecipe("oscar");
+  wrong.k.before_rope = true;
+  EXPECT_THROW(Validate(wrong), Error) << "per channel, rotated, with a token scale";
 }
 
 TEST(RecipeTest, OptionsReachTheirFields) {

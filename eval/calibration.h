@@ -1,0 +1,66 @@
+// What methods need to know of a model beforehand, measured on a text and kept in a file: for RotateKV the order of each layer's key
+// channels.
+#pragma once
+
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "eval/rope.h"
+#include "ggml-backend.h"
+#include "kvrazor/layout.h"
+
+namespace kvrazor::eval {
+
+/// 16 hexadecimal digits: sizes of the model's file(s), their first and last MiB and samples between. Throws Error.
+std::string ModelFingerprint(const std::string& path);
+
+struct Calibration {
+  std::string model;        ///< file name, for people
+  std::string fingerprint;  ///< of the model
+  int64_t tokens = 0;       ///< read for it
+  struct Layer {
+    HeadShape shape;  ///< of the keys
+    std::vector<int32_t>
+        order;  ///< [num_kv_heads * head_dim] channels of the rotated keys before RoPE, ascending by their sums
+  };
+  std::map<int, Layer> layers;
+};
+
+/// JSON: {"format": "kvrazor-calibration", "version": 1, "model", "fingerprint", "tokens", "layers": [{"layer", "num_kv_heads",
+/// "head_dim", "order"}]}.
+std::string ToJson(const Calibration& calibration);
+
+/// Throws Error that names the file, what is wrong with it and what to do: unreadable, no such file of ours, of another version,
+/// an order that is none, or made for another model than the one with `fingerprint`.
+Calibration ReadCalibration(const std::string& path, const std::string& fingerprint);
+
+/// Sums the key channels that a model computes for a text. Give OnNode and the object to MakeContext (llama.cpp's f16 cache).
+class KeyChannelSums {
+ public:
+  static bool OnNode(ggml_tensor* node, bool ask, void* sums);
+  /// After every llama_decode. Throws Error.
+  void EndBatch();
+  /// Everything but the model's name and fingerprint.
+  Calibration Result() const;
+
+ private:
+  struct Layer {
+    HeadShape shape;
+    std::optional<Rope> rope;
+    std::vector<float> rows;         // of the batch, after RoPE; empty once they are summed
+    std::vector<int32_t> positions;  // of these rows
+    std::vector<double> sums;        // [num_kv_heads * head_dim]
+    int64_t tokens = 0;
+  };
+  void See(ggml_tensor* node);
+  void Sum(Layer& layer);
+
+  std::map<int, Layer> layers_;
+  std::exception_ptr failure_;
+};
+
+}  // namespace kvrazor::eval
