@@ -73,11 +73,13 @@ SideBytes PackedSideBytes(const SideRecipe& recipe, Side side, const eval::Layer
                          system_pages(static_cast<double>(context % kPageTokens) * row) + tables;
     return {bytes, bytes};
   }
+  const int64_t most_exact =
+      std::min<int64_t>(context, whole.sink_tokens + whole.exact_tokens + whole.exact_extra_tokens);
   const double moment = recipe.codec == Codec::kRazorKey ? MomentBytes(layer) : 0;
   const auto bytes = [&](int64_t sealed, int64_t tokens_in_16_bits) {
-    const double sinks = sealed > 0 ? static_cast<double>(whole.sink_tokens) * row : 0;
+    const double exact = sealed > 0 ? static_cast<double>(most_exact) * row : 0;
     return system_pages(static_cast<double>(sealed) * static_cast<double>(page.page_bytes)) +
-           system_pages(static_cast<double>(tokens_in_16_bits) * row) + sinks + moment + tables;
+           system_pages(static_cast<double>(tokens_in_16_bits) * row) + exact + moment + tables;
   };
   const int64_t residual = std::max<int64_t>(1, CeilDiv(whole.residual_tokens, kPageTokens));
   const int64_t most = std::min(full, residual + 1), end = std::min(full, residual);

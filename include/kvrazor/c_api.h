@@ -75,6 +75,7 @@ typedef struct kvrazor_cache_plan {
   int64_t sealed_pages, f16_pages;
   int64_t sealed_page_bytes, f16_page_bytes;
   int64_t pool_bytes, moment_bytes;
+  int64_t exact_bytes;
 } kvrazor_cache_plan;
 /* The memory that kvrazor_cache_create would take. */
 KVRAZOR_API int kvrazor_cache_plan_memory(const kvrazor_cache_options* options, kvrazor_cache_plan* plan);

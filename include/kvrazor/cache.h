@@ -61,6 +61,7 @@ struct CachePlan {
   int64_t f16_page_bytes = 0;     ///< all layers
   int64_t pool_bytes = 0;
   int64_t moment_bytes = 0;  ///< second moments of the queries (razor keys)
+  int64_t exact_bytes = 0;   ///< rows in 16 bits beside sealed pages: sinks and outlier tokens of max_sequences
 };
 /// Throws Error where Cache's constructor would.
 CachePlan PlanCache(const CacheOptions& options);
@@ -79,7 +80,7 @@ struct CacheStats {
   int64_t sealed_bytes = 0;    ///< sealed sides of the pages that are sealed
   int64_t f16_side_bytes = 0;  ///< sides of these pages that the recipe keeps in 16 bits
   int64_t window_bytes = 0;    ///< 16-bit rows of the pages that are not
-  int64_t exact_bytes = 0;     ///< sink tokens of sealed pages, in 16 bits
+  int64_t exact_bytes = 0;     ///< sinks and outlier tokens of sealed pages, in 16 bits
   int64_t table_bytes = 0;     ///< page records, page tables, second moments
   int64_t total_bytes = 0;     ///< sum of the five above
   int64_t peak_bytes = 0;      ///< highest total_bytes so far
@@ -87,8 +88,11 @@ struct CacheStats {
 
   int64_t pages_sealed = 0;  ///< since the cache was made
   int64_t pages_thawed = 0;
-  int64_t pages_copied = 0;   ///< 16-bit pages copied because a fork wrote to them
-  double bits_per_value = 0;  ///< of a sealed page, all layers, everything in it included; 16 if the recipe never seals
+  int64_t pages_copied = 0;  ///< 16-bit pages copied because a fork wrote to them
+
+  /// Of the sealed pages, all layers, parameters and outlier tokens included, sinks not; with none, of a page without outlier
+  /// tokens. 16 if the recipe never seals.
+  double bits_per_value = 0;
 
   bool operator==(const CacheStats&) const = default;
 };

@@ -31,7 +31,7 @@ typedef struct kvrazor_ggml_stats {
   int64_t packed_bytes;         /* sealed pages */
   int64_t staging_bytes;        /* 16-bit rows: residual windows, pages being filled, transient prefill pages */
   int64_t staging_peak_bytes;   /* most 16-bit rows there ever were */
-  int64_t exact_bytes;          /* sink tokens in 16 bits */
+  int64_t exact_bytes;          /* sinks and outlier tokens in 16 bits */
   int64_t table_bytes;          /* page tables, second moments */
   int64_t other_bytes;          /* cache tensors left in 16 bits */
   int64_t total_bytes;          /* everything now: packed + staging + exact + table + other */

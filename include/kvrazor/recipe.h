@@ -10,6 +10,9 @@ namespace kvrazor {
 
 /// Tokens that are sealed together; every group size divides it.
 inline constexpr int kPageTokens = 128;
+/// Largest pool of outlier tokens, and most tokens that may be displaced from it.
+inline constexpr int kMaxExactTokens = 16;
+inline constexpr int kMaxExactExtraTokens = 4096;
 
 /// How a group of values becomes codes and parameters (docs/numerics.md has the formulas).
 enum class Codec {
@@ -81,8 +84,12 @@ struct Recipe {
   std::string name;  ///< as in the registry: "oscar", "razor-2", ...
   SideRecipe k;
   SideRecipe v;
-  int residual_tokens = kPageTokens;     ///< a page is sealed once this many tokens in full pages stand behind it
-  int sink_tokens = 0;                   ///< first tokens of a sequence, kept in 16 bits for good
+  int residual_tokens = kPageTokens;  ///< a page is sealed once this many tokens in full pages stand behind it
+  int sink_tokens = 0;                ///< first tokens of a sequence, kept in 16 bits for good
+  /// Outlier tokens, kept in 16 bits for good: when keys are sealed, those of smallest norm so far (docs/numerics.md).
+  int exact_tokens = 0;                  ///< size of the pool that they compete for; 0: none
+  int exact_extra_tokens = 0;            ///< tokens that may be displaced from the pool before tracing stops
+  int exact_first_layer = 0;             ///< layers below trace none
   std::vector<LayerOverride> overrides;  ///< the first that covers a layer holds
 
   bool operator==(const Recipe&) const = default;
@@ -103,7 +110,8 @@ struct Recipe {
 
 /// Reads `NAME[:OPTION,...][;LAYERS=NAME[:OPTION,...]]...`, for example
 ///   oscar    razor-2:sinks=8    oscar:k2g32,v2g32,residual=256,sinks=4    razor-2;0-1=f16    razor-2;50%-100%=razor-3;last2=f16
-/// Options: k<bits>[g<group>], v<bits>[g<group>], residual=<tokens>, sinks=<tokens>.
+/// Options: k<bits>[g<group>], v<bits>[g<group>], residual=<tokens>, sinks=<tokens>, exact=<tokens>, exact-extra=<tokens>,
+/// exact-from=<layer>; exact=0 takes the other two back.
 /// Layers: N or N-M by index, P%-Q% by their share of the model's (Q left out: 100), last<N> from the end.
 /// Throws Error, naming what was wrong and what is possible.
 Recipe ParseRecipe(std::string_view text);

@@ -17,7 +17,7 @@ CacheSide::CacheSide(const Shape& shape, const Recipe& recipe, StagingPool& pool
     : shape_(shape),
       pool_(pool),
       backend_(backend),
-      sink_tokens_(recipe.sink_tokens),
+      rule_(MakeExactRule(recipe)),
       residual_pages_(ResidualPages(recipe)),
       pages_(static_cast<size_t>(shape.slots_per_stream / kPageTokens * shape.num_streams)),
       streams_(static_cast<size_t>(shape.num_streams)) {
@@ -37,13 +37,17 @@ int64_t CacheSide::PlannedBytes(const Shape& shape, const Recipe& recipe, const 
   constexpr int64_t kDetails = 4;  // the page being filled, the one behind it, sinks; capacities double
   const int64_t pages = shape.slots_per_stream / kPageTokens;  // of a stream
   const int64_t f16_page = kPageTokens * RowBytes(shape);
+  const ExactRule rule = MakeExactRule(recipe);
+  const int64_t exact = rule.MostTokens(shape.slots_per_stream);
+  const int64_t chosen = std::min(pages, rule.chooses() ? exact : 0);  // pages with such tokens
   const int64_t tables = shape.num_streams * (pages * static_cast<int64_t>(sizeof(uint32_t)) +
-                                              kDetails * static_cast<int64_t>(sizeof(PageDetail)));
+                                              (kDetails + 2 * chosen) * static_cast<int64_t>(sizeof(PageDetail)) +
+                                              chosen * static_cast<int64_t>(sizeof(ChosenTokens)));
   if (layout.page_bytes == 0) return shape.num_streams * pages * f16_page + tables;
   const int64_t staged = std::min(pages, ResidualPages(recipe) + 1);  // + the page being filled
   const int64_t system_page = AddressRange::SystemPageBytes();
   const int64_t sealed = ((pages - staged) * layout.page_bytes + system_page - 1) / system_page * system_page;
-  return shape.num_streams * (sealed + staged * f16_page + recipe.sink_tokens * RowBytes(shape)) + tables;
+  return shape.num_streams * (sealed + staged * f16_page + exact * RowBytes(shape)) + tables;
 }
 
 void CacheSide::SetLayout(const PageLayout& layout) {
@@ -75,6 +79,7 @@ void CacheSide::DropDetail(int64_t p) {
   uint32_t& page = pages_[static_cast<size_t>(p)];
   if (page < 4) return;
   const uint32_t index = page / 4 - 1;
+  SetChosen(details_[index], nullptr);
   details_[index] = PageDetail();
   free_details_.push_back(static_cast<int32_t>(index));
   page %= 4;
@@ -95,7 +100,7 @@ TokenMask CacheSide::written(int64_t p) const {
 void CacheSide::CountTables() {
   auto bytes = static_cast<int64_t>(pages_.capacity() * sizeof(pages_[0]) + details_.capacity() * sizeof(PageDetail) +
                                     free_details_.capacity() * sizeof(int32_t) + streams_.capacity() * sizeof(Stream)) +
-               packed_.table_bytes();
+               num_chosen_ * static_cast<int64_t>(sizeof(ChosenTokens)) + packed_.table_bytes();
   for (const Stream& stream : streams_) bytes += static_cast<int64_t>(stream.full.capacity() * sizeof(int64_t));
   pool_.meter().Add(bytes - table_bytes_);
   table_bytes_ = bytes;
@@ -123,11 +128,47 @@ void CacheSide::ForgetFull(int64_t p) {
   full.erase(std::remove(full.begin(), full.end(), p), full.end());
 }
 
+TokenMask CacheSide::ExactOf(const PageDetail& page) {
+  TokenMask exact = page.sinks;
+  if (page.chosen) exact |= page.chosen->tokens;
+  return exact;
+}
+
+ExactTrace CacheSide::TraceBefore(int64_t p) const {
+  const int64_t first = p / pages_per_stream() * pages_per_stream();
+  for (int64_t before = p; before-- > first;) {
+    if (const ChosenTokens* tokens = chosen(before)) return tokens->trace;
+  }
+  return {};
+}
+
+void CacheSide::ChooseExactTokens(int64_t p) {
+  if (!rule_.chooses()) return;
+  PageDetail& page = mutable_detail(p);
+  ChosenTokens chosen;
+  chosen.trace = TraceBefore(p);
+  chosen.tokens = ChooseExact(rule_, staged_rows(p), shape_.row_values, page.sinks, chosen.trace);
+  SetChosen(page, chosen.tokens.Any() ? &chosen : nullptr);
+}
+
+void CacheSide::ChooseExactTokensOf(const CacheSide& keys, int64_t p) {
+  if (rule_.chooses()) SetChosen(mutable_detail(p), keys.chosen(p));
+}
+
+void CacheSide::SetChosen(PageDetail& page, const ChosenTokens* chosen) {
+  if (!chosen && !page.chosen) return;
+  num_chosen_ += (chosen != nullptr) - (page.chosen != nullptr);
+  page.chosen = chosen ? std::make_unique<ChosenTokens>(*chosen) : nullptr;
+  CountTables();
+}
+
+/// Sinks and chosen tokens must be those of the rows, before and after.
 void CacheSide::SetExactRows(PageDetail& page, std::unique_ptr<f16_bits[]> rows) {
-  const int64_t bytes = page.exact.Count() * row_bytes();
-  const int64_t change = (rows ? bytes : 0) - (page.exact_rows ? bytes : 0);
+  const int64_t had = page.exact_rows != nullptr, has = rows != nullptr;
+  const int64_t change = (has - had) * ExactOf(page).Count() * row_bytes();
   page.exact_rows = std::move(rows);
   exact_bytes_ += change;
+  if (page.chosen) chosen_bytes_ += (has - had) * page.chosen->tokens.Count() * row_bytes();
   pool_.meter().Add(change);
 }
 
@@ -156,58 +197,60 @@ void CacheSide::Stage(int64_t p) {
     case PageState::kEmpty: AddStaged(p); return;
     case PageState::kSealed: break;
   }
-  const TokenMask was_exact = exact(p);
+  const TokenMask were_sinks = sinks(p);
   std::vector<f16_bits> rows(static_cast<size_t>(kPageTokens * shape_.row_values));
   ReadRows(p * kPageTokens, (p + 1) * kPageTokens, rows.data());
   DropSealed(p);
   PageDetail& page = AddStaged(p);
   page.written.words.fill(~uint64_t{0});
-  page.exact = was_exact;
+  page.sinks = were_sinks;
   pool_.Touch(page.staged, 0, kPageTokens * row_bytes());
   std::copy(rows.begin(), rows.end(), pool_.rows(page.staged));
   Count(GlobalCounters().thawed_pages);
 }
 
-f16_bits* CacheSide::RowForWrite(int64_t slot, bool exact) {
+f16_bits* CacheSide::RowForWrite(int64_t slot, bool is_sink) {
   const int64_t p = slot / kPageTokens;
   const int t = static_cast<int>(slot % kPageTokens);
   Stage(p);
   PageDetail& page = mutable_detail(p);
   page.written.Set(t);
-  if (exact)
-    page.exact.Set(t);
+  if (is_sink)
+    page.sinks.Set(t);
   else
-    page.exact.Clear(t);
+    page.sinks.Clear(t);
   if (page.written.All()) TouchFull(p);
   pool_.Touch(page.staged, t * row_bytes(), row_bytes());
   return pool_.rows(page.staged) + t * shape_.row_values;
 }
 
-f16_bits* CacheSide::PageForWrite(int64_t p, const TokenMask& exact) {
+f16_bits* CacheSide::PageForWrite(int64_t p, const TokenMask& sinks) {
   if (state(p) == PageState::kSealed) {
     Count(GlobalCounters().thawed_pages);
     DropSealed(p);
   }
   PageDetail& page = state(p) == PageState::kStaged ? mutable_detail(p) : AddStaged(p);
   page.written.words.fill(~uint64_t{0});
-  page.exact = exact;
+  page.sinks = sinks;
   TouchFull(p);
   pool_.Touch(page.staged, 0, kPageTokens * row_bytes());
   return pool_.rows(page.staged);
 }
 
-void CacheSide::InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& exact, const f16_bits* exact_rows) {
+void CacheSide::InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& sinks, const ChosenTokens* chosen,
+                              const f16_bits* exact_rows) {
   ClearPage(p);
   BeginSeal(p);
   std::memcpy(packed_.data() + p * layout_.page_bytes, sealed, static_cast<size_t>(layout_.page_bytes));
   SetState(p, PageState::kSealed);
   ++sealed_pages_;
-  if (!exact.Any()) return;
-  const int64_t values = exact.Count() * shape_.row_values;
+  if (!sinks.Any() && !chosen) return;
+  PageDetail& page = AddDetail(p);
+  page.sinks = sinks;
+  SetChosen(page, chosen);
+  const int64_t values = ExactOf(page).Count() * shape_.row_values;
   auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(values));
   std::memcpy(rows.get(), exact_rows, static_cast<size_t>(values * 2));
-  PageDetail& page = AddDetail(p);
-  page.exact = exact;
   SetExactRows(page, std::move(rows));
 }
 
@@ -215,11 +258,12 @@ void CacheSide::CopyPage(int64_t p, const CacheSide& from, int64_t from_page) {
   switch (from.state(from_page)) {
     case PageState::kEmpty: ClearPage(p); break;
     case PageState::kSealed:
-      InstallSealed(p, from.sealed_bytes(from_page), from.exact(from_page), from.exact_rows(from_page));
+      InstallSealed(p, from.sealed_bytes(from_page), from.sinks(from_page), from.chosen(from_page),
+                    from.exact_rows(from_page));
       break;
     case PageState::kStaged: {
       const TokenMask written = from.written(from_page);
-      f16_bits* rows = PageForWrite(p, from.exact(from_page));
+      f16_bits* rows = PageForWrite(p, from.sinks(from_page));
       std::memcpy(rows, from.staged_rows(from_page), static_cast<size_t>(kPageTokens * row_bytes()));
       mutable_detail(p).written = written;
       if (!written.All()) ForgetFull(p);
@@ -309,16 +353,14 @@ void CacheSide::Encode(int64_t p, const SecondMoment* moment) {
 
 void CacheSide::FinishSeal(int64_t p) {
   PageDetail& page = mutable_detail(p);
-  if (page.exact.Any()) {
-    auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(page.exact.Count() * shape_.row_values));
-    f16_bits* next = rows.get();
-    for (int t = 0; t < kPageTokens; ++t) {
-      if (page.exact.Test(t)) next = std::copy_n(staged_rows(p) + t * shape_.row_values, shape_.row_values, next);
-    }
+  const TokenMask exact = ExactOf(page);
+  if (exact.Any()) {
+    auto rows = std::make_unique<f16_bits[]>(static_cast<size_t>(exact.Count() * shape_.row_values));
+    GatherRows(staged_rows(p), shape_.row_values, exact, rows.get());
     SetExactRows(page, std::move(rows));
   }
   GiveStaged(p);
-  if (!page.exact.Any()) DropDetail(p);
+  if (!exact.Any()) DropDetail(p);
   SetState(p, PageState::kSealed);
   ++sealed_pages_;
   ForgetFull(p);

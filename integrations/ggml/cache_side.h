@@ -6,6 +6,9 @@
 //   packed bytes  page p at p * PageLayout::page_bytes of a reserved range: memory follows the pages that are sealed
 //   tables        4 bytes a page, more only for those that are staged or hold exact rows
 //
+// Outlier tokens are traced per stream, in the order of its slots: the state before a page is that after the nearest page
+// below it that has any. A page that is written to again forgets its own and chooses anew when it is sealed again.
+//
 // A page is sealed only when it is full and KeepPages newer full pages of its stream stand behind it in 16 bits, so
 // that a draft that is rolled back never touches sealed pages and a page that is rewritten token by token is not sealed
 // again for each of them.
@@ -20,16 +23,25 @@
 #include "kvrazor/layout.h"
 #include "src/core/virtual_memory.h"
 #include "src/ops/backend.h"
+#include "src/ops/exact_tokens.h"
 #include "src/ops/page_set.h"
 
 namespace kvrazor::ggml {
 
 enum class PageState : uint8_t { kEmpty, kStaged, kSealed };
 
-/// Of a page that is staged, or sealed with exact rows.
+/// Outlier tokens of a sealed page (src/ops/exact_tokens.h).
+struct ChosenTokens {
+  TokenMask tokens;
+  ExactTrace trace;  // keys: state of the rule after the page
+};
+
+/// Of a page that is staged, or sealed with exact rows. Exact tokens, which stay in 16 bits when the page is sealed, are
+/// sinks, known when they are written, and those that are chosen when it is sealed.
 struct PageDetail {
-  TokenMask written;                       // slots written to since the page was empty
-  TokenMask exact;                         // tokens that stay in 16 bits when the page is sealed
+  TokenMask written;  // slots written to since the page was empty
+  TokenMask sinks;
+  std::unique_ptr<ChosenTokens> chosen;    // nullptr: none
   std::unique_ptr<f16_bits[]> exact_rows;  // sealed: [exact.Count()][row_values]
   int32_t staged = -1;                     // page of the pool
 };
@@ -63,18 +75,21 @@ class CacheSide {
   int64_t pages_per_stream() const { return shape_.slots_per_stream / kPageTokens; }
   PageState state(int64_t p) const { return static_cast<PageState>(pages_[static_cast<size_t>(p)] & 3); }
   TokenMask written(int64_t p) const;
-  TokenMask exact(int64_t p) const { return detail(p) ? detail(p)->exact : TokenMask(); }
+  TokenMask sinks(int64_t p) const { return detail(p) ? detail(p)->sinks : TokenMask(); }
+  const ChosenTokens* chosen(int64_t p) const { return detail(p) ? detail(p)->chosen.get() : nullptr; }
+  TokenMask exact(int64_t p) const { return detail(p) ? ExactOf(*detail(p)) : TokenMask(); }
   const f16_bits* exact_rows(int64_t p) const { return detail(p) ? detail(p)->exact_rows.get() : nullptr; }
   /// [128][row_values] of a staged page; rows that were not written are zeros.
   const f16_bits* staged_rows(int64_t p) const { return pool_.rows(detail(p)->staged); }
-  int sink_tokens() const { return sink_tokens_; }
+  const ExactRule& exact_rule() const { return rule_; }
 
-  /// The 16-bit row of a slot that is about to be written; a sealed page is thawed first. `exact`: see PageDetail.
-  f16_bits* RowForWrite(int64_t slot, bool exact);
+  /// The 16-bit row of a slot that is about to be written; a sealed page is thawed first.
+  f16_bits* RowForWrite(int64_t slot, bool is_sink);
   /// All 128 rows are about to be written: as 128 times RowForWrite, without reading what the page held.
-  f16_bits* PageForWrite(int64_t p, const TokenMask& exact);
-  /// Installs the sealed bytes of a full page as they are. exact_rows: [exact.Count()][row_values].
-  void InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& exact, const f16_bits* exact_rows);
+  f16_bits* PageForWrite(int64_t p, const TokenMask& sinks);
+  /// Installs the sealed bytes of a full page as they are. exact_rows: [exact tokens][row_values].
+  void InstallSealed(int64_t p, const std::byte* sealed, const TokenMask& sinks, const ChosenTokens* chosen,
+                     const f16_bits* exact_rows);
   /// Page p becomes what page `from_page` of `from` is; both have the same layout.
   void CopyPage(int64_t p, const CacheSide& from, int64_t from_page);
   void ClearPage(int64_t p);
@@ -99,6 +114,10 @@ class CacheSide {
   /// Pages of a stream that may be sealed now, oldest first.
   void AppendSealable(int64_t stream, std::vector<int64_t>& pages) const;
   void AppendSealable(std::vector<int64_t>& pages) const;
+  /// Keys, before Encode: decides which tokens of a staged page stay in 16 bits; pages are decided in the order given.
+  void ChooseExactTokens(int64_t p);
+  /// Values, before Encode: the tokens that their keys have.
+  void ChooseExactTokensOf(const CacheSide& keys, int64_t p);
   /// Before Encode: counts the memory of the packed bytes.
   void BeginSeal(int64_t p) { packed_.Touch(p * layout_.page_bytes, layout_.page_bytes); }
   /// Writes the packed bytes of a staged page: different pages may be encoded at the same time.
@@ -109,6 +128,7 @@ class CacheSide {
   /// Memory behind sealed pages, in whole system pages.
   int64_t packed_bytes() const { return packed_.committed_bytes(); }
   int64_t exact_bytes() const { return exact_bytes_; }
+  int64_t chosen_bytes() const { return chosen_bytes_; }  ///< of exact_bytes: outlier tokens
   int64_t table_bytes() const { return table_bytes_; }
   int64_t sealed_pages() const { return sealed_pages_; }
 
@@ -139,12 +159,15 @@ class CacheSide {
   void DropSealed(int64_t p);
   void TouchFull(int64_t p);
   void ForgetFull(int64_t p);
+  static TokenMask ExactOf(const PageDetail& page);
+  ExactTrace TraceBefore(int64_t p) const;
+  void SetChosen(PageDetail& page, const ChosenTokens* chosen);
   void SetExactRows(PageDetail& page, std::unique_ptr<f16_bits[]> rows);
 
   Shape shape_;
   StagingPool& pool_;
   const Backend& backend_;
-  int sink_tokens_;
+  ExactRule rule_;
   int64_t residual_pages_;
   PageLayout layout_;
   std::vector<uint32_t> pages_;      // PageState, and 4 times 1 + the index of its detail
@@ -153,7 +176,9 @@ class CacheSide {
   std::vector<Stream> streams_;
   CommittedRange packed_;
   int64_t sealed_pages_ = 0;
+  int64_t num_chosen_ = 0;  // ChosenTokens
   int64_t exact_bytes_ = 0;
+  int64_t chosen_bytes_ = 0;
   int64_t table_bytes_ = 0;
 };
 

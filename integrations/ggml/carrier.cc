@@ -29,6 +29,7 @@ struct Header {
   int64_t moment_bytes = 0;
 };
 static_assert(sizeof(Header) == 104 && std::is_trivially_copyable_v<Header>);
+static_assert(std::is_trivially_copyable_v<ChosenTokens>);
 
 /// Each step is a bijection of the state and of the word: a change within one 8-byte word never goes unnoticed, any
 /// other with probability 1 - 2^-64.
@@ -66,6 +67,7 @@ uint64_t Checksum(std::span<const std::byte> block) {
 uint64_t LayoutHash(const CacheSide& side) {
   const PageLayout& layout = side.layout();
   const SideRecipe& r = layout.recipe;
+  const ExactRule& rule = side.exact_rule();
   Hash hash;
   for (const int64_t field :
        {static_cast<int64_t>(r.codec), int64_t{r.bits}, int64_t{r.group_size}, static_cast<int64_t>(r.axis),
@@ -73,7 +75,21 @@ uint64_t LayoutHash(const CacheSide& side) {
         int64_t{layout.shape.num_kv_heads}, int64_t{layout.shape.head_dim}, layout.page_bytes}) {
     hash.AddWord(static_cast<uint64_t>(field));
   }
+  if (rule.chooses()) {
+    for (const int field : {rule.pool, rule.extra, rule.group_tokens}) hash.AddWord(static_cast<uint64_t>(field));
+  }
   return hash.value();
+}
+
+/// Of the outlier tokens in a carrier.
+int64_t ChosenBytes(const CacheSide& side) {
+  return side.exact_rule().chooses() ? static_cast<int64_t>(sizeof(ChosenTokens)) : 0;
+}
+
+/// Whether `chosen` is something that the rule can have made.
+bool IsPossible(const ExactRule& rule, const ChosenTokens& chosen, const TokenMask& exact) {
+  return !chosen.tokens.Without(exact).Any() && chosen.trace.pool_size >= 0 && chosen.trace.pool_size <= rule.pool &&
+         chosen.trace.num_displaced >= 0 && chosen.trace.num_displaced <= rule.extra;
 }
 
 /// The part of the second moment that page p carries.
@@ -117,8 +133,8 @@ bool IsCarrier(std::span<const std::byte> row) {
 }
 
 bool CanCarry(const CacheSide& side, int64_t p) {
-  const int64_t bytes =
-      static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + side.exact(p).Count() * side.row_bytes();
+  const int64_t bytes = static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes +
+                        side.exact(p).Count() * side.row_bytes() + ChosenBytes(side);
   return side.state(p) == PageState::kSealed && bytes <= kPageTokens * side.row_bytes();
 }
 
@@ -139,6 +155,10 @@ void WriteCarrier(const CacheSide& side, int64_t p, const CarrierMoment& moment,
   };
   put(side.sealed_bytes(p), side.layout().page_bytes);
   if (exact.Any()) put(side.exact_rows(p), exact.Count() * side.row_bytes());
+  if (ChosenBytes(side) > 0) {
+    const ChosenTokens chosen = side.chosen(p) ? *side.chosen(p) : ChosenTokens{};
+    put(&chosen, ChosenBytes(side));
+  }
   PutMoment(side, p, moment, rest, header);
   std::memcpy(block.data(), &header, sizeof(header));
   header.checksum = Checksum(block);
@@ -165,18 +185,25 @@ std::string ReadCarrier(const CacheSide& side, std::span<const std::byte> block,
   std::copy(std::begin(header.exact), std::end(header.exact), exact.words.begin());
   // The checksum has matched; the sizes are checked all the same, because they are about to be used as offsets.
   const int64_t exact_bytes = exact.Count() * side.row_bytes();
-  const int64_t before_moment = static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + exact_bytes;
+  const int64_t before_moment =
+      static_cast<int64_t>(sizeof(Header)) + side.layout().page_bytes + exact_bytes + ChosenBytes(side);
   const auto block_bytes = static_cast<int64_t>(block.size());
   const int64_t room = block_bytes - before_moment;
   const bool moment_fits =
       header.moment_bytes >= 0 && header.moment_bytes <= room && header.moment_first >= 0 &&
       header.moment_first <= header.moment_total - header.moment_bytes && header.moment_count >= 0 &&
       (header.moment_bytes == 0 || header.moment_total == SecondMoment::BytesFor(side.layout().shape));
-  if (room < 0 || !moment_fits) return "its sizes contradict each other: the state is damaged";
+  ChosenTokens chosen;
+  if (room >= 0) {
+    std::memcpy(&chosen, block.data() + before_moment - ChosenBytes(side), static_cast<size_t>(ChosenBytes(side)));
+  }
+  if (room < 0 || !moment_fits || !IsPossible(side.exact_rule(), chosen, exact))
+    return "its sizes contradict each other: the state is damaged";
 
   page.sealed = block.data() + sizeof(Header);
   page.exact_rows = page.sealed + side.layout().page_bytes;
-  page.exact = exact;
+  page.sinks = exact.Without(chosen.tokens);
+  page.chosen = chosen;
   TakeMoment(header, block.data() + before_moment, parts);
   return "";
 }

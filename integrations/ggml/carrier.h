@@ -3,7 +3,7 @@
 // quantized twice.
 //
 //   header (magic, version, layout hash, layer, side, checksum, exact tokens) | sealed bytes | exact rows |
-//   part of the second moment | 0 ...
+//   outlier tokens, if the recipe traces them | part of the second moment | 0 ...
 //
 // Razor keys: the second moment of the queries travels in the room that is left, a part in each page, so that a
 // restored cache goes on sealing as the saved one would have. The byte order is the machine's, as in llama.cpp's own
@@ -49,7 +49,14 @@ void WriteCarrier(const CacheSide& side, int64_t p, const CarrierMoment& moment,
 struct CarrierPage {
   const std::byte* sealed = nullptr;
   const std::byte* exact_rows = nullptr;  ///< f16, unaligned
-  TokenMask exact;
+  TokenMask sinks;
+  ChosenTokens chosen;
+
+  TokenMask exact() const {
+    TokenMask all = sinks;
+    all |= chosen.tokens;
+    return all;
+  }
 };
 /// "" or why the block is refused (then neither result is touched). block: 128 rows.
 std::string ReadCarrier(const CacheSide& side, std::span<const std::byte> block, CarrierPage& page, MomentParts& parts);

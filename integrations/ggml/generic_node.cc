@@ -48,8 +48,8 @@ void WriteBack(const RowsView& view, const std::vector<f16_bits>& before, Execut
     bool changed = false;
     for (int t = 0; t < kPageTokens; ++t) {
       if (std::memcmp(now + t * width, then + t * width, row_bytes) == 0) continue;
-      const bool exact = side.exact(p).Test(t);
-      std::memcpy(side.RowForWrite(p * kPageTokens + t, exact), now + t * width, row_bytes);
+      const bool is_sink = side.sinks(p).Test(t);
+      std::memcpy(side.RowForWrite(p * kPageTokens + t, is_sink), now + t * width, row_bytes);
       changed = true;
     }
     if (changed) SealDuePages(*view.tensor().layer, executor);  // at most a few pages at a time are in 16 bits
@@ -68,7 +68,13 @@ void SealDuePages(const std::vector<CacheLayer*>& layers, Executor& executor) {
     for (CacheTensor& tensor : layer->sides) {
       pages.clear();
       tensor.packed->AppendSealable(pages);
-      for (const int64_t p : pages) jobs.push_back({tensor.packed.get(), p, layer->moment.get()});
+      for (const int64_t p : pages) {
+        if (tensor.side == Side::kKey)
+          tensor.packed->ChooseExactTokens(p);
+        else
+          tensor.packed->ChooseExactTokensOf(*layer->side(Side::kKey).packed, p);
+        jobs.push_back({tensor.packed.get(), p, layer->moment.get()});
+      }
     }
   }
   SealPages(jobs, executor);

@@ -57,7 +57,7 @@ class Walk {
       const ggml_tensor* node = graph_->nodes[i];
       if (node->op != GGML_OP_SET_ROWS) continue;
       const CacheTensor* tensor = PackedTensor(node);
-      if (!tensor || tensor->side != Side::kKey || tensor->packed->sink_tokens() == 0) continue;
+      if (!tensor || tensor->side != Side::kKey || tensor->packed->exact_rule().sinks == 0) continue;
       const ggml_tensor* positions = PositionsOf(node);
       if (!positions || FindPositions(positions)) continue;
       const auto* data = static_cast<const int32_t*>(positions->data);

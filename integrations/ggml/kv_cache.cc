@@ -255,7 +255,8 @@ void KvCache::Publish() {
       b.exact += tensor.packed->exact_bytes();
       b.table += tensor.packed->table_bytes();
       b.sealed_values += tensor.packed->sealed_pages() * kPageTokens * tensor.packed->shape().row_values;
-      b.sealed_bytes += tensor.packed->sealed_pages() * tensor.packed->layout().page_bytes;
+      b.sealed_bytes +=
+          tensor.packed->sealed_pages() * tensor.packed->layout().page_bytes + tensor.packed->chosen_bytes();
     }
     if (layer.moment) b.table += layer.moment->bytes();
   }

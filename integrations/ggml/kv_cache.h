@@ -61,7 +61,7 @@ struct CacheBytes {
   int64_t total = 0;          ///< everything that memory was taken for now
   int64_t peak = 0;           ///< highest total so far
   int64_t sealed_values = 0;  ///< values in sealed pages, for bits per value
-  int64_t sealed_bytes = 0;   ///< their bytes
+  int64_t sealed_bytes = 0;   ///< their bytes, outlier tokens included
 };
 
 /// Used by one thread at a time, like the llama_context it belongs to; bytes() may be called from any thread.

@@ -66,12 +66,13 @@ void StoreRows(const ggml_tensor* node, CacheLayer& layer, Side side, const std:
   CacheSide& target = *layer.side(side).packed;
   const CacheSide* keys =
       side == Side::kValue && layer.side(Side::kKey).packed ? layer.side(Side::kKey).packed.get() : nullptr;
-  const auto is_exact = [&](size_t r) {
-    if (target.sink_tokens() == 0) return false;
+  const int num_sinks = target.exact_rule().sinks;
+  const auto is_sink = [&](size_t r) {
+    if (num_sinks == 0) return false;
     const int64_t slot = slots[r];
-    if (keys) return keys->exact(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
+    if (keys) return keys->sinks(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
     const int64_t position = positions.empty() ? slot % target.shape().slots_per_stream : positions[r];
-    return position < target.sink_tokens();
+    return position < num_sinks;
   };
 
   // Pages change state on this thread; the rows are then converted by all of them.
@@ -79,14 +80,14 @@ void StoreRows(const ggml_tensor* node, CacheLayer& layer, Side side, const std:
   to.resize(slots.size());
   for (size_t r = 0; r < slots.size();) {
     if (FillsPage(slots, r)) {
-      TokenMask exact;
+      TokenMask sinks;
       for (int t = 0; t < kPageTokens; ++t) {
-        if (is_exact(r + static_cast<size_t>(t))) exact.Set(t);
+        if (is_sink(r + static_cast<size_t>(t))) sinks.Set(t);
       }
-      f16_bits* page = target.PageForWrite(slots[r] / kPageTokens, exact);
+      f16_bits* page = target.PageForWrite(slots[r] / kPageTokens, sinks);
       for (int64_t t = 0; t < kPageTokens; ++t) to[r++] = page + t * target.shape().row_values;
     } else {
-      to[r] = target.RowForWrite(slots[r], is_exact(r));
+      to[r] = target.RowForWrite(slots[r], is_sink(r));
       ++r;
     }
   }

@@ -50,13 +50,13 @@ void SetPartOfRow(CacheTensor& tensor, int64_t slot, const std::byte* data, int6
   side.ReadRows(slot, slot + 1, row.data());
   std::memcpy(reinterpret_cast<std::byte*>(row.data()) + at, data, static_cast<size_t>(size));
   ZeroIfNotFinite(tensor, row.data());
-  const bool exact = side.exact(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
-  std::memcpy(side.RowForWrite(slot, exact), row.data(), static_cast<size_t>(side.row_bytes()));
+  const bool is_sink = side.sinks(slot / kPageTokens).Test(static_cast<int>(slot % kPageTokens));
+  std::memcpy(side.RowForWrite(slot, is_sink), row.data(), static_cast<size_t>(side.row_bytes()));
 }
 
 /// Rows that come without positions: the slot's index in its stream counts.
 bool SlotIsSink(const CacheSide& side, int64_t slot) {
-  return slot % side.shape().slots_per_stream < side.sink_tokens();
+  return slot % side.shape().slots_per_stream < side.exact_rule().sinks;
 }
 
 void SetRow(CacheTensor& tensor, int64_t slot, const std::byte* row) {
@@ -83,7 +83,7 @@ void DiscardInbox(CacheTensor& tensor) {
   for (const int64_t slot : inbox.slots) SetRow(tensor, slot, zeros.data());
 }
 
-/// The page lands somewhere else than it came from: its values as rows, tokens keep being exact.
+/// The page lands somewhere else than it came from: its values as rows, sinks stay sinks.
 void SetCarrierRows(CacheTensor& tensor, const CarrierPage& page, const f16_bits* exact_rows) {
   CacheSide& side = *tensor.packed;
   const AlignedBytes sealed(static_cast<std::byte*>(
@@ -91,14 +91,14 @@ void SetCarrierRows(CacheTensor& tensor, const CarrierPage& page, const f16_bits
   std::memcpy(sealed.get(), page.sealed, static_cast<size_t>(side.layout().page_bytes));
   PageSide detached;
   detached.sealed = sealed.get();
-  detached.exact = page.exact;
+  detached.exact = page.exact();
   detached.exact_rows = exact_rows;
   const int64_t width = side.shape().row_values;
   std::vector<float> values(static_cast<size_t>(kPageTokens * width));
   side.backend().Dequantize(side.layout(), detached, 0, kPageTokens, values.data());
   for (int t = 0; t < kPageTokens; ++t) {
     const int64_t slot = tensor.inbox.slots[static_cast<size_t>(t)];
-    F16FromF32Row(values.data() + t * width, side.RowForWrite(slot, page.exact.Test(t)), width);
+    F16FromF32Row(values.data() + t * width, side.RowForWrite(slot, page.sinks.Test(t)), width);
     if ((slot + 1) % kPageTokens == 0) SealDuePages(*tensor.layer, SerialExecutor());
   }
 }
@@ -114,12 +114,13 @@ void OpenCarrier(CacheTensor& tensor) {
     DiscardInbox(tensor);
     return;
   }
-  const int64_t exact_values = page.exact.Count() * side.shape().row_values;
+  const int64_t exact_values = page.exact().Count() * side.shape().row_values;
   std::vector<f16_bits> exact_rows(static_cast<size_t>(exact_values));
   if (exact_values > 0)
     std::memcpy(exact_rows.data(), page.exact_rows, static_cast<size_t>(exact_values) * sizeof(f16_bits));
   if (IsWholePage(tensor.inbox.slots)) {
-    side.InstallSealed(tensor.inbox.slots.front() / kPageTokens, page.sealed, page.exact, exact_rows.data());
+    side.InstallSealed(tensor.inbox.slots.front() / kPageTokens, page.sealed, page.sinks,
+                       page.chosen.tokens.Any() ? &page.chosen : nullptr, exact_rows.data());
     Count(GlobalCounters().state_carriers);
   } else {
     SetCarrierRows(tensor, page, exact_rows.data());

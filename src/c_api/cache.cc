@@ -73,8 +73,8 @@ void kvrazor_cache_options_init(kvrazor_cache_options* options) {
 int kvrazor_cache_plan_memory(const kvrazor_cache_options* options, kvrazor_cache_plan* plan) {
   return Guard([&] {
     const CachePlan p = PlanCache(OptionsOf(options));
-    Required(plan, "plan") = {p.sealed_pages,   p.f16_pages,  p.sealed_page_bytes,
-                              p.f16_page_bytes, p.pool_bytes, p.moment_bytes};
+    Required(plan, "plan") = {p.sealed_pages, p.f16_pages,    p.sealed_page_bytes, p.f16_page_bytes,
+                              p.pool_bytes,   p.moment_bytes, p.exact_bytes};
     return KVRAZOR_OK;
   });
 }

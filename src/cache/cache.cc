@@ -230,6 +230,10 @@ CacheStats Cache::Stats() const {
   s.pages_thawed = impl.pages_thawed;
   s.pages_copied = impl.pages_copied;
   s.bits_per_value = impl.format.bits_per_value();
+  const int64_t sealed_values =
+      2 * kPageTokens * impl.format.row_values * impl.options.num_layers * impl.store.num_sealed();
+  if (sealed_values > 0)
+    s.bits_per_value += 8.0 * static_cast<double>(impl.store.chosen_bytes()) / static_cast<double>(sealed_values);
   return s;
 }
 

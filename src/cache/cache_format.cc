@@ -47,8 +47,9 @@ CacheFormat::CacheFormat(const CacheOptions& options) : shape(options.shape) {
     LayerSlots slots;
     slots.format.k = MakePageLayout(recipe.k, Side::kKey, shape);
     slots.format.v = MakePageLayout(recipe.v, Side::kValue, shape);
-    slots.sinks = recipe.sink_tokens;
-    for (int t = 0; t < slots.sinks; ++t) slots.exact.Set(t);
+    slots.exact = MakeExactRule(recipe);
+    keeps_sinks |= slots.exact.sinks > 0;
+    chooses_exact |= slots.exact.chooses();
     for (const Side side : kSides) {
       SideSlot& slot = slots.sides[static_cast<size_t>(side)];
       const PageLayout& layout = slots.layout(side);
@@ -57,8 +58,6 @@ CacheFormat::CacheFormat(const CacheOptions& options) : shape(options.shape) {
       slot.sealed_at = sealed_side_bytes + f16_side_bytes;
       slot.sealed_bytes = slots.is_sealed(side) ? RoundUp(layout.page_bytes, 64) : layout.f16_page_bytes();
       (slots.is_sealed(side) ? sealed_side_bytes : f16_side_bytes) += slot.sealed_bytes;
-      slot.exact_at = exact_values;
-      if (slots.is_sealed(side)) exact_values += slots.sinks * row_values;
     }
     layers.push_back(slots);
   }
@@ -98,12 +97,20 @@ CachePlan PlanCache(const CacheOptions& options) {
   }
   plan.sealed_page_bytes = format.sealed_slot_bytes;
   plan.f16_page_bytes = format.f16_slot_bytes;
+  int64_t exact_rows = 0;  // of one sequence, all layers and sides
+  for (const LayerSlots& layer : format.layers) {
+    for (const Side side : kSides) {
+      if (layer.is_sealed(side)) exact_rows += layer.exact.MostTokens(plan.sealed_pages * kPageTokens);
+    }
+  }
   int64_t sealed_bytes = 0, f16_bytes = 0;
   if (__builtin_mul_overflow(plan.sealed_pages, plan.sealed_page_bytes, &sealed_bytes) ||
       __builtin_mul_overflow(plan.f16_pages, plan.f16_page_bytes, &f16_bytes) ||
-      __builtin_add_overflow(sealed_bytes, f16_bytes, &plan.pool_bytes)) {
-    Fail("cache: ", plan.sealed_pages, " sealed and ", plan.f16_pages,
-         " 16-bit pages are more bytes than can be counted; ask for fewer tokens.");
+      __builtin_add_overflow(sealed_bytes, f16_bytes, &plan.pool_bytes) ||
+      __builtin_mul_overflow(exact_rows * format.row_values * int64_t{sizeof(f16_bits)}, options.max_sequences,
+                             &plan.exact_bytes)) {
+    Fail("cache: ", plan.sealed_pages, " sealed and ", plan.f16_pages, " 16-bit pages of ", options.max_sequences,
+         " sequences are more bytes than can be counted; ask for fewer.");
   }
   for (const LayerSlots& layer : format.layers) {
     if (layer.wants_queries()) plan.moment_bytes += SecondMoment::BytesFor(format.shape);

@@ -3,8 +3,8 @@
 //   16-bit slot   layer 0: K rows [128][num_kv_heads][head_dim], V rows    layer 1: ...
 //   sealed slot   layer 0: K page_bytes, V page_bytes                      layer 1: ...
 //                 (a side that the recipe keeps in 16 bits has its rows here)
-//   exact rows    layer 0: K rows [sinks][num_kv_heads][head_dim], V rows  layer 1: ...
-//                 (sides that are sealed; for page 0 of a sequence)
+//
+// Exact rows lie beside them, as many as a page has exact tokens: page_store.h.
 #pragma once
 
 #include <array>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "kvrazor/cache.h"
+#include "src/ops/exact_tokens.h"
 #include "src/ops/page_set.h"
 
 namespace kvrazor {
@@ -20,13 +21,11 @@ struct SideSlot {
   int64_t f16_at = 0;     // bytes from the start of a 16-bit slot
   int64_t sealed_at = 0;  // bytes from the start of a sealed slot
   int64_t sealed_bytes = 0;
-  int64_t exact_at = 0;  // values from the start of the exact rows
 };
 
 struct LayerSlots {
   LayerFormat format;
-  int sinks = 0;
-  TokenMask exact;                // tokens of page 0 that are sinks
+  ExactRule exact;
   std::array<SideSlot, 2> sides;  // [Side]
 
   const PageLayout& layout(Side side) const { return side == Side::kKey ? format.k : format.v; }
@@ -46,7 +45,8 @@ struct CacheFormat {
   int64_t sealed_slot_bytes = 0;  // 0: the recipe never seals
   int64_t sealed_side_bytes = 0;  // of a sealed slot: sides that are quantized
   int64_t f16_side_bytes = 0;     // of a sealed slot: sides kept in 16 bits
-  int64_t exact_values = 0;       // of one page 0
+  bool keeps_sinks = false;       // some layer, in page 0
+  bool chooses_exact = false;     // some layer, in any page
   int64_t residual_pages = 0;     // full pages that stay in 16 bits
 
   bool seals() const { return sealed_slot_bytes > 0; }

@@ -46,7 +46,7 @@ struct Cache::Impl {
 
   // Begin in two halves: what the step needs, then taking it.
   struct Need {
-    int64_t f16 = 0, sealed = 0, exact = 0;
+    int64_t f16 = 0, sealed = 0;
   };
   Need Plan(Sequence& seq, int64_t count);
   void ClearPlan(const Sequence& seq, int64_t count);
@@ -58,8 +58,18 @@ struct Cache::Impl {
   /// Rows behind the last token, from a step or tokens that are gone, give their memory back.
   void TrimLastPage(const Sequence& seq);
   void CancelStep(Sequence& seq);
+  /// A page that a step seals, and where it stands.
+  struct ToSeal {
+    PageId id;
+    const Sequence* seq;
+    int64_t index;  // of the page in its sequence
+  };
   void SealPages(std::span<Sequence* const> seqs, Executor& executor);
-  void SealSide(PageId id, bool is_first, int layer, Side side);
+  std::vector<ToSeal> PagesToSeal(std::span<Sequence* const> seqs);
+  /// Decides which tokens of the pages stay in 16 bits. Throws std::bad_alloc; then the step can be committed again.
+  void ChooseExactTokens(std::span<const ToSeal> pages, Executor& executor);
+  ExactTrace TraceBefore(const ToSeal& page, int layer) const;
+  void SealSide(PageId id, int layer, Side side);
   void ThawPage(PageId from, PageId to, int num_tokens, std::vector<float>& scratch);
   void UpdatePeak();
   int64_t TotalBytes() const;

@@ -13,14 +13,6 @@ PageStore::PageStore(const CacheFormat& format, int64_t sealed_pages, int64_t f1
   free_records_.reserve(pages_.capacity());
 }
 
-void PageStore::PrepareExact(int64_t count) {
-  if (format_.exact_values == 0) return;
-  spare_exact_.reserve(static_cast<size_t>(count));
-  while (static_cast<int64_t>(spare_exact_.size()) < count) {
-    spare_exact_.push_back(std::make_unique<f16_bits[]>(static_cast<size_t>(format_.exact_values)));
-  }
-}
-
 PageId PageStore::TakeRecord() {
   if (free_records_.empty()) {
     pages_.emplace_back();
@@ -91,16 +83,11 @@ void PageStore::DropF16(PageId id) {
   GiveRecordIfUnused(id);
 }
 
-void PageStore::Reserve(PageId id, bool is_first) {
+void PageStore::Reserve(PageId id) {
   Page& page = (*this)[id];
   ++page.sealed_refs;
   ++page.reserving;
-  if (page.sealed_slot >= 0) return;
-  page.sealed_slot = sealed_.Take();
-  if (!is_first || format_.exact_values == 0) return;
-  page.exact = std::move(spare_exact_.back());
-  spare_exact_.pop_back();
-  ++exact_pages_;
+  if (page.sealed_slot < 0) page.sealed_slot = sealed_.Take();
 }
 
 void PageStore::DropReserved(PageId id) {
@@ -112,6 +99,19 @@ int64_t PageStore::TouchSealed(PageId id, int layer, Side side) {
   const SideSlot& slot = format_.layers[static_cast<size_t>(layer)].slot(side);
   sealed_.Touch((*this)[id].sealed_slot, slot.sealed_at, slot.sealed_bytes);
   return slot.sealed_bytes;
+}
+
+void PageStore::SetExact(PageId id, std::unique_ptr<PageExact> exact) {
+  std::unique_ptr<PageExact>& held = (*this)[id].exact;
+  const auto count = [&](int64_t sign) {
+    if (!held) return;
+    exact_bytes_ += sign * held->row_bytes();
+    chosen_bytes_ += sign * held->num_chosen_values * int64_t{sizeof(f16_bits)};
+    exact_table_bytes_ += sign * held->table_bytes();
+  };
+  count(-1);
+  held = std::move(exact);
+  count(+1);
 }
 
 void PageStore::MarkSealed(PageId id) {
@@ -130,8 +130,7 @@ void PageStore::DropSealed(PageId id) {
   sealed_.Give(std::exchange(page.sealed_slot, -1));
   num_sealed_ -= page.is_sealed;
   page.is_sealed = false;
-  if (page.exact) --exact_pages_;
-  page.exact.reset();
+  SetExact(id, nullptr);
   GiveRecordIfUnused(id);
 }
 
@@ -144,11 +143,16 @@ std::byte* PageStore::SealedBytes(PageId id, int layer, Side side) const {
   return sealed_.at((*this)[id].sealed_slot) + format_.layers[static_cast<size_t>(layer)].slot(side).sealed_at;
 }
 
-f16_bits* PageStore::ExactRows(PageId id, int layer, Side side) const {
-  const LayerSlots& slots = format_.layers[static_cast<size_t>(layer)];
+TokenMask PageStore::ExactTokens(PageId id, int layer, Side side) const {
   const Page& page = (*this)[id];
-  if (!page.exact || slots.sinks == 0 || !slots.is_sealed(side)) return nullptr;
-  return page.exact.get() + slots.slot(side).exact_at;
+  if (!page.exact) return {};
+  return page.exact->layers[static_cast<size_t>(layer)].tokens[static_cast<size_t>(side)];
+}
+
+f16_bits* PageStore::ExactRows(PageId id, int layer, Side side) const {
+  if (!ExactTokens(id, layer, side).Any()) return nullptr;
+  const PageExact& exact = *(*this)[id].exact;
+  return exact.rows.get() + exact.layers[static_cast<size_t>(layer)].rows_at[static_cast<size_t>(side)];
 }
 
 PageSide PageStore::View(PageId id, int layer, Side side, bool sealed) const {
@@ -161,14 +165,14 @@ PageSide PageStore::View(PageId id, int layer, Side side, bool sealed) const {
   } else {
     view.sealed = SealedBytes(id, layer, side);
     view.exact_rows = ExactRows(id, layer, side);
-    if (view.exact_rows != nullptr) view.exact = slots.exact;
+    view.exact = ExactTokens(id, layer, side);
   }
   return view;
 }
 
 int64_t PageStore::table_bytes() const {
   return static_cast<int64_t>(pages_.capacity() * sizeof(Page) + free_records_.capacity() * sizeof(PageId)) +
-         sealed_.table_bytes() + f16_.table_bytes();
+         sealed_.table_bytes() + f16_.table_bytes() + exact_table_bytes_;
 }
 
 }  // namespace kvrazor

@@ -2,25 +2,45 @@
 // it at different times read one sealed copy, and each keeps its 16-bit window until its own turn.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
 #include "src/cache/cache_format.h"
 #include "src/cache/slot_pool.h"
+#include "src/ops/exact_tokens.h"
 
 namespace kvrazor {
 
 using PageId = int32_t;
 
+/// Tokens of a page that stay in 16 bits beside its sealed sides, with their rows: as much memory as there are tokens.
+struct PageExact {
+  struct Layer {
+    std::array<TokenMask, 2> tokens;  // [Side]; none where the side is not sealed
+    std::array<int64_t, 2> rows_at;   // [Side] values from the start of the rows
+    ExactTrace trace;                 // state of the rule after the page; all zeros if nothing was chosen up to here
+  };
+  std::vector<Layer> layers;
+  std::unique_ptr<f16_bits[]> rows;  // [side of a layer][exact tokens][num_kv_heads][head_dim]
+  int64_t num_values = 0;
+  int64_t num_chosen_values = 0;  // of tokens that are no sinks
+
+  int64_t row_bytes() const { return num_values * int64_t{sizeof(f16_bits)}; }
+  int64_t table_bytes() const {
+    return static_cast<int64_t>(sizeof(PageExact) + layers.capacity() * sizeof(layers[0]));
+  }
+};
+
 struct Page {
   int32_t f16_slot = -1;
   int32_t sealed_slot = -1;
-  int32_t f16_refs = 0;               // page tables that read the 16-bit rows
-  int32_t sealed_refs = 0;            // page tables that read the sealed bytes, and begun steps that will seal it
-  int32_t reserving = 0;              // of sealed_refs: begun steps
-  bool is_sealed = false;             // the sealed bytes are written
-  std::unique_ptr<f16_bits[]> exact;  // CacheFormat::exact_values; page 0 of recipes with sinks, with the sealed slot
+  int32_t f16_refs = 0;              // page tables that read the 16-bit rows
+  int32_t sealed_refs = 0;           // page tables that read the sealed bytes, and begun steps that will seal it
+  int32_t reserving = 0;             // of sealed_refs: begun steps
+  bool is_sealed = false;            // the sealed bytes are written
+  std::unique_ptr<PageExact> exact;  // with the sealed bytes; nullptr: no exact tokens
 
   // Marks of Begin while it counts; clear between calls.
   int32_t planned_drops = 0;
@@ -38,9 +58,6 @@ class PageStore {
   const SlotPool& sealed() const { return sealed_; }
   const SlotPool& f16() const { return f16_; }
   const std::vector<Page>& pages() const { return pages_; }
-
-  /// Allocates what the next `count` Reserve of a page 0 take, so that those cannot fail.
-  void PrepareExact(int64_t count);
 
   // None of these fails; the slots they take must be there.
 
@@ -62,11 +79,13 @@ class PageStore {
   void AddSealed(PageId id) { ++(*this)[id].sealed_refs; }
   void DropSealed(PageId id);
 
-  /// Holds a sealed reference for a begun step; takes a slot if the page has none yet. `is_first`: page 0 of its sequences.
-  void Reserve(PageId id, bool is_first);
+  /// Holds a sealed reference for a begun step; takes a slot if the page has none yet.
+  void Reserve(PageId id);
   void DropReserved(PageId id);
   /// The sealed bytes of one side are about to be written. Returns their number.
   int64_t TouchSealed(PageId id, int layer, Side side);
+  /// The exact tokens of a page that is about to be sealed, instead of any that it had; nullptr: none.
+  void SetExact(PageId id, std::unique_ptr<PageExact> exact);
   /// The sealed bytes of all layers are written.
   void MarkSealed(PageId id);
   /// The step has ended and the bytes are written: its 16-bit reference becomes the sealed one.
@@ -76,12 +95,14 @@ class PageStore {
 
   f16_bits* F16Rows(PageId id, int layer, Side side) const;  // [128][num_kv_heads][head_dim]
   std::byte* SealedBytes(PageId id, int layer, Side side) const;
-  f16_bits* ExactRows(PageId id, int layer, Side side) const;  // [sinks][num_kv_heads][head_dim], nullptr if none
+  TokenMask ExactTokens(PageId id, int layer, Side side) const;
+  f16_bits* ExactRows(PageId id, int layer, Side side) const;  // [exact tokens][num_kv_heads][head_dim]; nullptr: none
   /// How an op reads the page: its sealed form or its 16-bit rows.
   PageSide View(PageId id, int layer, Side side, bool sealed) const;
 
   int64_t num_sealed() const { return num_sealed_; }
-  int64_t exact_bytes() const { return exact_pages_ * format_.exact_values * int64_t{sizeof(f16_bits)}; }
+  int64_t exact_bytes() const { return exact_bytes_; }
+  int64_t chosen_bytes() const { return chosen_bytes_; }  // of exact_bytes: without sinks
   int64_t table_bytes() const;
 
  private:
@@ -93,8 +114,9 @@ class PageStore {
   SlotPool f16_;
   std::vector<Page> pages_;  // ever used; every live one has a slot, so there are never more than slots
   std::vector<PageId> free_records_;
-  std::vector<std::unique_ptr<f16_bits[]>> spare_exact_;
-  int64_t exact_pages_ = 0;
+  int64_t exact_bytes_ = 0;
+  int64_t chosen_bytes_ = 0;
+  int64_t exact_table_bytes_ = 0;
   int64_t num_sealed_ = 0;
 };
 

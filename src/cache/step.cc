@@ -29,7 +29,6 @@ Cache::Impl::Need Cache::Impl::Plan(Sequence& seq, int64_t count) {
       if (page.sealed_slot >= 0 || std::exchange(page.planned_seal, true)) continue;
     }
     ++need.sealed;
-    if (i == 0) ++need.exact;
   }
   return need;
 }
@@ -57,7 +56,7 @@ void Cache::Impl::Take(Sequence& seq, int64_t count) {
     ++table_entries;
   }
   const int64_t end = SealedPagesAt(total);
-  for (int64_t i = seq.num_sealed; i < end; ++i) store.Reserve(seq.pages[static_cast<size_t>(i)], i == 0);
+  for (int64_t i = seq.num_sealed; i < end; ++i) store.Reserve(seq.pages[static_cast<size_t>(i)]);
   seq.num_sealing = std::max<int64_t>(0, end - seq.num_sealed);
   seq.num_new = count;
   seq.next_layer = 0;
@@ -82,14 +81,12 @@ Status Cache::Begin(std::span<const NewTokens> step) {
     const Impl::Need more = impl.Plan(impl.Find(part.seq, "Begin"), part.count);
     need.f16 += more.f16;
     need.sealed += more.sealed;
-    need.exact += more.exact;
   }
   for (const NewTokens& part : step) impl.ClearPlan(impl.Find(part.seq, "Begin"), part.count);
   if (need.f16 > impl.store.f16().num_free() || need.sealed > impl.store.sealed().num_free())
     return Status::kOutOfPages;
 
   // What can throw comes first.
-  impl.store.PrepareExact(need.exact);
   for (const NewTokens& part : step) {
     Sequence& seq = impl.Find(part.seq, "Begin");
     const size_t size = static_cast<size_t>(PagesFor(seq.kv_len + part.count));
@@ -100,7 +97,7 @@ Status Cache::Begin(std::span<const NewTokens> step) {
   return Status::kOk;
 }
 
-void Cache::Impl::SealSide(PageId id, bool is_first, int layer, Side side) {
+void Cache::Impl::SealSide(PageId id, int layer, Side side) {
   const LayerSlots& slots = format.layers[static_cast<size_t>(layer)];
   const f16_bits* rows = store.F16Rows(id, layer, side);
   if (!slots.is_sealed(side)) {
@@ -108,17 +105,14 @@ void Cache::Impl::SealSide(PageId id, bool is_first, int layer, Side side) {
     return;
   }
   const SecondMoment& moment = moments[static_cast<size_t>(layer)];
-  const TokenMask exact = is_first ? slots.exact : TokenMask{};
+  const TokenMask exact = store.ExactTokens(id, layer, side);
   backend.Seal(slots.layout(side), rows, exact, moment.empty() ? nullptr : &moment, store.SealedBytes(id, layer, side));
-  if (is_first && slots.sinks > 0) std::copy_n(rows, slots.sinks * format.row_values, store.ExactRows(id, layer, side));
+  if (exact.Any()) GatherRows(rows, format.row_values, exact, store.ExactRows(id, layer, side));
 }
 
-/// Writes the sealed bytes of all pages that the steps of `seqs` reserved. A page that a fork sealed before is left alone.
-void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor) {
-  struct ToSeal {
-    PageId id;
-    bool is_first;
-  };
+/// Pages that the steps of `seqs` reserved, each behind those before it in its sequence. One that a fork sealed before is
+/// left out.
+std::vector<Cache::Impl::ToSeal> Cache::Impl::PagesToSeal(std::span<Sequence* const> seqs) {
   std::vector<ToSeal> pages;
   int64_t most = 0;
   for (const Sequence* seq : seqs) most += seq->num_sealing;
@@ -126,10 +120,66 @@ void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor)
   for (const Sequence* seq : seqs) {
     for (int64_t i = seq->num_sealed; i < seq->num_sealed + seq->num_sealing; ++i) {
       const PageId id = seq->pages[static_cast<size_t>(i)];
-      if (!store[id].is_sealed && !std::exchange(store[id].planned_seal, true)) pages.push_back({id, i == 0});
+      if (!store[id].is_sealed && !std::exchange(store[id].planned_seal, true)) pages.push_back({id, seq, i});
     }
   }
   for (const ToSeal& page : pages) store[page.id].planned_seal = false;
+  return pages;
+}
+
+/// Only pages with chosen tokens change the state. Those before have been sealed, or have been decided on just now; two
+/// sequences that share a page share all pages before it.
+ExactTrace Cache::Impl::TraceBefore(const ToSeal& page, int layer) const {
+  for (int64_t i = page.index; i-- > 0;) {
+    const PageExact* exact = store[page.seq->pages[static_cast<size_t>(i)]].exact.get();
+    if (exact == nullptr) continue;
+    const ExactTrace& trace = exact->layers[static_cast<size_t>(layer)].trace;
+    if (trace.pool_size > 0) return trace;
+  }
+  return {};
+}
+
+void Cache::Impl::ChooseExactTokens(std::span<const ToSeal> pages, Executor& executor) {
+  for (const ToSeal& page : pages) {
+    store.SetExact(page.id, nullptr);
+    const bool has_sinks = format.keeps_sinks && page.index == 0;
+    if (!has_sinks && !format.chooses_exact) continue;
+    auto exact = std::make_unique<PageExact>();
+    exact->layers.resize(format.layers.size());
+    std::vector<int> num_chosen(format.layers.size());
+    executor.Run(options.num_layers, [&](int64_t layer, int) {
+      const LayerSlots& slots = format.layers[static_cast<size_t>(layer)];
+      PageExact::Layer& to = exact->layers[static_cast<size_t>(layer)];
+      TokenMask tokens = has_sinks ? SinkTokens(slots.exact) : TokenMask{};
+      if (slots.exact.chooses()) {
+        to.trace = TraceBefore(page, static_cast<int>(layer));
+        const TokenMask chosen = ChooseExact(slots.exact, store.F16Rows(page.id, static_cast<int>(layer), Side::kKey),
+                                             format.row_values, tokens, to.trace);
+        num_chosen[static_cast<size_t>(layer)] = chosen.Count();
+        tokens |= chosen;
+      }
+      for (const Side side : kSides) {
+        if (slots.is_sealed(side)) to.tokens[static_cast<size_t>(side)] = tokens;
+      }
+    });
+    for (size_t layer = 0; layer < exact->layers.size(); ++layer) {
+      for (const Side side : kSides) {
+        PageExact::Layer& to = exact->layers[layer];
+        to.rows_at[static_cast<size_t>(side)] = exact->num_values;
+        exact->num_values += to.tokens[static_cast<size_t>(side)].Count() * format.row_values;
+        if (format.layers[layer].is_sealed(side)) exact->num_chosen_values += num_chosen[layer] * format.row_values;
+      }
+    }
+    if (exact->num_values == 0) continue;
+    exact->rows = std::make_unique<f16_bits[]>(static_cast<size_t>(exact->num_values));
+    store.SetExact(page.id, std::move(exact));
+  }
+}
+
+/// Writes the sealed bytes of all pages that the steps of `seqs` reserved.
+void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor) {
+  const std::vector<ToSeal> pages = PagesToSeal(seqs);
+  if (format.keeps_sinks || format.chooses_exact) ChooseExactTokens(pages, executor);
 
   // A few sides at a time: their 16-bit rows go back to the system before the next sealed bytes take memory.
   const int64_t tasks_per_page = int64_t{options.num_layers} * 2;
@@ -149,8 +199,7 @@ void Cache::Impl::SealPages(std::span<Sequence* const> seqs, Executor& executor)
     }
     UpdatePeak();
     executor.Run(last - first, [&](int64_t i, int) {
-      for_task(first + i,
-               [&](const ToSeal& page, int layer, Side side) { SealSide(page.id, page.is_first, layer, side); });
+      for_task(first + i, [&](const ToSeal& page, int layer, Side side) { SealSide(page.id, layer, side); });
     });
     for (int64_t task = first; task < last; ++task) {
       for_task(task, [&](const ToSeal& page, int layer, Side side) { store.ReleaseF16(page.id, layer, side, 0); });

@@ -11,6 +11,7 @@ Method OscarMethod();
 Method OscarKernelMethod();
 Method QuarotMethod();
 Method QuarotSymmetricMethod();
+Method OttMethod();
 Method TurboQuant2Method();
 Method TurboQuant25Method();
 Method TurboQuant3Method();

@@ -4,11 +4,11 @@ namespace kvrazor {
 
 const std::vector<Method>& Methods() {
   static const std::vector<Method> methods = {
-      F16Method(),         KiviMethod(),         OscarMethod(),
-      OscarKernelMethod(), QuarotMethod(),       QuarotSymmetricMethod(),
-      TurboQuant2Method(), TurboQuant25Method(), TurboQuant3Method(),
-      Razor2Method(),      Razor2rMethod(),      Razor25Method(),
-      Razor3Method(),      Razor3vMethod(),
+      F16Method(),         KiviMethod(),        OscarMethod(),
+      OscarKernelMethod(), QuarotMethod(),      QuarotSymmetricMethod(),
+      OttMethod(),         TurboQuant2Method(), TurboQuant25Method(),
+      TurboQuant3Method(), Razor2Method(),      Razor2rMethod(),
+      Razor25Method(),     Razor3Method(),      Razor3vMethod(),
   };
   return methods;
 }

@@ -21,6 +21,15 @@ struct TokenMask {
   bool Any() const { return (words[0] | words[1]) != 0; }
   bool All() const { return (words[0] & words[1]) == ~uint64_t{0}; }
   int Count() const { return __builtin_popcountll(words[0]) + __builtin_popcountll(words[1]); }
+  TokenMask& operator|=(const TokenMask& other) {
+    for (size_t w = 0; w < words.size(); ++w) words[w] |= other.words[w];
+    return *this;
+  }
+  TokenMask Without(const TokenMask& other) const {
+    TokenMask rest = *this;
+    for (size_t w = 0; w < words.size(); ++w) rest.words[w] &= ~other.words[w];
+    return rest;
+  }
   bool operator==(const TokenMask&) const = default;
 };
 static_assert(kPageTokens == 128, "TokenMask has two words");

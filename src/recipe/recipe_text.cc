@@ -47,9 +47,10 @@ const Recipe& BaseRecipe(std::string_view name) {
 }
 
 [[noreturn]] void BadOption(std::string_view option) {
-  throw Error("recipe: cannot read the option '" + std::string(option) +
-              "'; options are k<bits>[g<group>], v<bits>[g<group>], residual=<tokens>, sinks=<tokens>, "
-              "for example oscar:k2g32,v2g32,residual=128,sinks=4.");
+  throw Error(
+      "recipe: cannot read the option '" + std::string(option) +
+      "'; options are k<bits>[g<group>], v<bits>[g<group>], residual=<tokens>, sinks=<tokens>, "
+      "exact=<tokens>, exact-extra=<tokens>, exact-from=<layer>, for example oscar:k2g32,v2g32,residual=128,sinks=4.");
 }
 
 /// "2g64" onto a side. A group size is only there when it was given.
@@ -83,6 +84,13 @@ void ApplyOption(std::string_view option, Recipe& r) {
   };
   if (take_prefix("residual=")) return take_count(r.residual_tokens);
   if (take_prefix("sinks=")) return take_count(r.sink_tokens);
+  if (take_prefix("exact=")) {
+    take_count(r.exact_tokens);
+    if (r.exact_tokens == 0) r.exact_extra_tokens = r.exact_first_layer = 0;
+    return;
+  }
+  if (take_prefix("exact-extra=")) return take_count(r.exact_extra_tokens);
+  if (take_prefix("exact-from=")) return take_count(r.exact_first_layer);
   if (take_prefix("k")) return ApplySide(rest, option, r.k);
   if (take_prefix("v")) return ApplySide(rest, option, r.v);
   BadOption(option);
@@ -198,6 +206,13 @@ std::string ToText(const Recipe& recipe) {
   add(SideText('v', recipe.v, base.v));
   if (recipe.residual_tokens != base.residual_tokens) add("residual=" + std::to_string(recipe.residual_tokens));
   if (recipe.sink_tokens != base.sink_tokens) add("sinks=" + std::to_string(recipe.sink_tokens));
+  if (recipe.exact_tokens != base.exact_tokens) add("exact=" + std::to_string(recipe.exact_tokens));
+  if (recipe.exact_tokens > 0) {
+    if (recipe.exact_extra_tokens != base.exact_extra_tokens)
+      add("exact-extra=" + std::to_string(recipe.exact_extra_tokens));
+    if (recipe.exact_first_layer != base.exact_first_layer)
+      add("exact-from=" + std::to_string(recipe.exact_first_layer));
+  }
   std::string text = recipe.name + options;
   // What the method brings along is not said again.
   const size_t of_method = base.overrides.size();

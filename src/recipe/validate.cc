@@ -80,6 +80,31 @@ void ValidateSide(const SideRecipe& s, bool is_key) {
   }
 }
 
+void ValidateExact(const Recipe& r) {
+  if (r.exact_tokens < 0 || r.exact_tokens > kMaxExactTokens) {
+    Refuse("exact", std::to_string(r.exact_tokens),
+           "a pool of 0 to " + std::to_string(kMaxExactTokens) + " outlier tokens is possible, for example exact=3.");
+  }
+  if (r.exact_extra_tokens < 0 || r.exact_extra_tokens > kMaxExactExtraTokens) {
+    Refuse("exact-extra", std::to_string(r.exact_extra_tokens),
+           "0 to " + std::to_string(kMaxExactExtraTokens) +
+               " tokens can stay in 16 bits after leaving the pool, for example exact-extra=32.");
+  }
+  if (r.exact_first_layer < 0) {
+    Refuse("exact-from", std::to_string(r.exact_first_layer),
+           "it is the first layer that traces outlier tokens, for example exact-from=2.");
+  }
+  if (r.exact_tokens == 0) {
+    const std::string help = "there is no pool of outlier tokens; give its size, for example exact=3.";
+    if (r.exact_extra_tokens != 0) Refuse("exact-extra", std::to_string(r.exact_extra_tokens), help);
+    if (r.exact_first_layer != 0) Refuse("exact-from", std::to_string(r.exact_first_layer), help);
+  } else if (r.k.codec == Codec::kF16) {
+    Refuse("exact", std::to_string(r.exact_tokens),
+           "outlier tokens are found by their keys, and these are all in 16 bits; choose a method that quantizes keys, "
+           "for example kivi:exact=3.");
+  }
+}
+
 }  // namespace
 
 namespace {
@@ -111,6 +136,7 @@ void Validate(const Recipe& r) {
     Refuse("sinks", std::to_string(r.sink_tokens),
            "0 to " + std::to_string(kPageTokens) + " first tokens can stay in 16 bits, for example sinks=4.");
   }
+  ValidateExact(r);
   int last = -1;
   for (const LayerOverride& o : r.overrides) {
     const std::string range = LayersOf(o);
@@ -192,14 +218,13 @@ Recipe Recipe::ForLayer(int layer) const {
                 "' depend on how many the model has, and that is not known here; name them by index, for example " +
                 name + ";15-29=" + overrides.back().method + ".");
   }
-  for (const LayerOverride& o : overrides) {
-    if (!o.Covers(layer, 0)) continue;
-    Recipe r = ParseRecipe(o.method);
-    r.residual_tokens = residual_tokens;
-    return r;
-  }
-  Recipe r = *this;
+  const auto covers = [&](const LayerOverride& o) { return o.Covers(layer, 0); };
+  const auto found = std::find_if(overrides.begin(), overrides.end(), covers);
+  Recipe r = found != overrides.end() ? ParseRecipe(found->method) : *this;
+  r.residual_tokens = residual_tokens;
   r.overrides.clear();
+  if (layer < r.exact_first_layer) r.exact_tokens = r.exact_extra_tokens = 0;
+  r.exact_first_layer = 0;
   return r;
 }
 

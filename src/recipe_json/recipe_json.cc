@@ -137,6 +137,9 @@ std::string ToJson(const Recipe& r) {
                                {"v", SideToJson(r.v)},
                                {"residual_tokens", r.residual_tokens},
                                {"sink_tokens", r.sink_tokens},
+                               {"exact_tokens", r.exact_tokens},
+                               {"exact_extra_tokens", r.exact_extra_tokens},
+                               {"exact_first_layer", r.exact_first_layer},
                                {"layers", layers}};
   return object.dump(2) + "\n";
 }
@@ -155,6 +158,9 @@ Recipe ParseRecipeJson(std::string_view text) {
   if (const json* v = fields.Find("v")) r.v = SideFromJson(*v, "v");
   fields.Get("residual_tokens", r.residual_tokens);
   fields.Get("sink_tokens", r.sink_tokens);
+  fields.Get("exact_tokens", r.exact_tokens);
+  fields.Get("exact_extra_tokens", r.exact_extra_tokens);
+  fields.Get("exact_first_layer", r.exact_first_layer);
   if (const json* layers = fields.Find("layers")) {
     if (!layers->is_array())
       throw Error(

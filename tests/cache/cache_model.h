@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvrazor/cache.h"
+#include "reference/exact_tokens.h"
 #include "src/ops/backend.h"
 #include "tests/cache/toy_backend.h"
 
@@ -34,6 +35,12 @@ struct ModelSequence {
   bool in_step() const { return !step.empty(); }
 };
 
+/// Of a sealed page: tokens in 16 bits, and the pools of outlier tokens after it.
+struct PageExactModel {
+  std::vector<TokenMask> tokens;               // [layer]
+  std::vector<reference::OutlierPools> pools;  // [layer]
+};
+
 using PageImage = std::vector<std::vector<std::byte>>;  // [layer * 2 + side] sealed bytes or 16-bit rows
 
 class CacheModel {
@@ -45,7 +52,7 @@ class CacheModel {
       const Recipe r = options.recipe.ForModel(options.num_layers).ForLayer(layer);
       formats.push_back(
           {MakePageLayout(r.k, Side::kKey, options.shape), MakePageLayout(r.v, Side::kValue, options.shape)});
-      sinks.push_back(r.sink_tokens);
+      rules.push_back(MakeExactRule(r));
       moments.push_back(SecondMoment(options.shape));
       for (const Side side : {Side::kKey, Side::kValue}) seals |= Layout(layer, side).page_bytes > 0;
     }
@@ -115,6 +122,7 @@ class CacheModel {
         const int64_t page = seq.num_sealed++;
         const int64_t number = seq.pages[static_cast<size_t>(page)];
         if (images.contains(number)) continue;
+        exacts[number] = ChooseExactTokens(seq, page);
         images[number] = Seal(seq, page, backend);
         ++pages_sealed;
       }
@@ -216,17 +224,16 @@ class CacheModel {
     return shared;
   }
 
-  /// Bytes of the exact rows: one set for each stored sealed page that is the first of its sequences.
+  /// Bytes of the exact rows of all stored sealed pages.
   int64_t ExactBytes() const {
-    std::set<int64_t> first_pages;
-    for (const auto& [id, seq] : sequences) {
-      if (seq.num_sealed + seq.num_sealing > 0) first_pages.insert(seq.pages[0]);
+    int64_t rows = 0;
+    for (const auto& [number, image] : images) {
+      for (int slot = 0; slot < options.num_layers * 2; ++slot) {
+        if (Layout(slot / 2, Side{slot % 2}).page_bytes > 0)
+          rows += exacts.at(number).tokens[static_cast<size_t>(slot / 2)].Count();
+      }
     }
-    int64_t values = 0;
-    for (int slot = 0; slot < options.num_layers * 2; ++slot) {
-      if (Layout(slot / 2, Side{slot % 2}).page_bytes > 0) values += sinks[static_cast<size_t>(slot / 2)] * row_values;
-    }
-    return static_cast<int64_t>(first_pages.size()) * values * 2;
+    return rows * row_values * 2;
   }
 
   /// Pages that are sealed, not only about to be.
@@ -251,10 +258,11 @@ class CacheModel {
   int64_t row_values = 0;
   bool seals = false;
   std::vector<LayerFormat> formats;
-  std::vector<int> sinks;
+  std::vector<ExactRule> rules;
   std::vector<SecondMoment> moments;
   std::map<SequenceId, ModelSequence> sequences;
-  std::map<int64_t, PageImage> images;  // [page number]
+  std::map<int64_t, PageImage> images;       // [page number]
+  std::map<int64_t, PageExactModel> exacts;  // [page number], of the pages that have images
   int64_t next_page = 0;
   int64_t pages_sealed = 0, pages_thawed = 0, pages_copied = 0;
 
@@ -274,6 +282,25 @@ class CacheModel {
     const std::vector<int64_t> used = Used(true);
     std::erase_if(images,
                   [&](const auto& image) { return !std::binary_search(used.begin(), used.end(), image.first); });
+    std::erase_if(exacts, [&](const auto& exact) { return !images.contains(exact.first); });
+  }
+
+  PageExactModel ChooseExactTokens(const ModelSequence& seq, int64_t page) const {
+    PageExactModel result;
+    if (page > 0) result.pools = exacts.at(seq.pages[static_cast<size_t>(page - 1)]).pools;
+    result.pools.resize(rules.size());
+    for (size_t layer = 0; layer < rules.size(); ++layer) {
+      std::vector<f16_bits> keys(static_cast<size_t>(kPageTokens * row_values));
+      for (int t = 0; t < kPageTokens; ++t) {
+        FillRow(seq.tokens[static_cast<size_t>(page * kPageTokens + t)], static_cast<int>(layer), Side::kKey,
+                keys.data() + t * row_values);
+      }
+      TokenMask tokens = page == 0 ? SinkTokens(rules[layer]) : TokenMask{};
+      tokens |= reference::TraceOutliers(rules[layer], keys.data(), row_values, tokens, page * kPageTokens,
+                                         result.pools[layer]);
+      result.tokens.push_back(tokens);
+    }
+    return result;
   }
 
   PageImage Seal(const ModelSequence& seq, int64_t page, const Backend& backend) const {
@@ -286,8 +313,7 @@ class CacheModel {
         FillRow(seq.tokens[static_cast<size_t>(page * kPageTokens + t)], layer, side, rows.data() + t * row_values);
       std::vector<std::byte> bytes;
       if (Layout(layer, side).page_bytes > 0) {
-        TokenMask exact;
-        for (int t = 0; page == 0 && t < sinks[static_cast<size_t>(layer)]; ++t) exact.Set(t);
+        const TokenMask exact = exacts.at(seq.pages[static_cast<size_t>(page)]).tokens[static_cast<size_t>(layer)];
         bytes.resize(static_cast<size_t>(Layout(layer, side).page_bytes) + 64);
         std::byte* aligned = reinterpret_cast<std::byte*>((reinterpret_cast<uintptr_t>(bytes.data()) + 63) / 64 * 64);
         const SecondMoment& moment = moments[static_cast<size_t>(layer)];
@@ -308,12 +334,12 @@ class CacheModel {
     const std::vector<std::byte>& bytes = images.at(number)[static_cast<size_t>(layer * 2 + static_cast<int>(side))];
     std::vector<float> values(static_cast<size_t>(row_values));
     const bool is_16_bit = Layout(layer, side).page_bytes == 0;
-    if (is_16_bit || (page == 0 && t < sinks[static_cast<size_t>(layer)])) {
+    if (is_16_bit || exacts.at(number).tokens[static_cast<size_t>(layer)].Test(t)) {
       std::vector<f16_bits> row(static_cast<size_t>(row_values));
       if (is_16_bit) {
         std::memcpy(row.data(), bytes.data() + t * row_values * 2, sizeof(f16_bits) * row.size());
       } else {
-        FillRow(seq.tokens[static_cast<size_t>(t)], layer, side, row.data());
+        FillRow(seq.tokens[static_cast<size_t>(page * kPageTokens + t)], layer, side, row.data());
       }
       for (size_t i = 0; i < row.size(); ++i) values[i] = F32FromF16(row[i]);
       return values;

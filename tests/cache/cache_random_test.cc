@@ -51,13 +51,14 @@ TEST_P(CacheRandomTest, EqualsTheModel) {
   EXPECT_EQ(counts.stats.f16_pages_peak, o.cache.f16_pages);
 }
 
-INSTANTIATE_TEST_SUITE_P(Recipes, CacheRandomTest,
-                         testing::Values(Case{"F16", "f16", 1, 1, 0.1}, Case{"Kivi", "kivi", 1, 1, 0.4},
-                                         Case{"KiviWindow256", "kivi:residual=256", 1, 2, 0.1},
-                                         Case{"OscarSinks", "oscar:sinks=5", 2, 1, 0.1},
-                                         Case{"Razor2", "razor-2", 1, 2, 0.2},
-                                         Case{"MixedLayers", "razor-2;1=f16;2=oscar:sinks=128", 1, 3, 0.1}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Recipes, CacheRandomTest,
+    testing::Values(Case{"F16", "f16", 1, 1, 0.1}, Case{"Kivi", "kivi", 1, 1, 0.3},
+                    Case{"Outliers", "kivi:exact=2,exact-extra=6", 1, 1, 0.1},
+                    Case{"KiviWindow256", "kivi:residual=256", 1, 2, 0.1},
+                    Case{"OscarSinks", "oscar:sinks=5", 2, 1, 0.1}, Case{"Razor2", "razor-2", 1, 2, 0.2},
+                    Case{"MixedLayers", "razor-2:exact=3,exact-extra=9;1=f16;2=oscar:sinks=128", 1, 3, 0.1}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace kvrazor::test

@@ -18,7 +18,8 @@ constexpr int64_t P = kPageTokens;
 
 class CacheTest : public testing::TestWithParam<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Recipes, CacheTest,
-                         testing::Values("f16", "kivi", "kivi:residual=256", "razor-2", "oscar:sinks=128;1=f16"),
+                         testing::Values("f16", "kivi", "kivi:residual=256", "razor-2", "oscar:sinks=128;1=f16",
+                                         "ott:exact-from=0"),
                          [](const auto& info) {
                            std::string name;
                            for (const char c : info.param)
@@ -267,6 +268,33 @@ TEST(CacheStatsTest, BytesAreThoseOfTheLayout) {
   c.cache.Free(a);
   EXPECT_EQ(c.cache.Stats().total_bytes, c.cache.Stats().table_bytes);
   EXPECT_GE(c.cache.Stats().peak_bytes, s.total_bytes);
+}
+
+// Outlier tokens take the memory of their rows, are counted in the bits, and are given back with their page.
+TEST(CacheStatsTest, OutlierTokensTakeWhatTheirRowsTake) {
+  ToyCache c("ott:exact=3,exact-extra=4,exact-from=1;2=f16", 10, 10, 3, {2, 64});
+  const int64_t page = c.cache.layout(0, Side::kKey).page_bytes + c.cache.layout(0, Side::kValue).page_bytes;
+  const int64_t row = 2 * 64 * 2, f16_side = P * row;
+  const SequenceId a = c.Make(1, 2 * P);
+  const int64_t after_one = c.cache.Stats().exact_bytes;
+  EXPECT_GE(after_one, 3 * 2 * row) << "only layer 1, keys and values";
+  EXPECT_EQ(after_one % (2 * row), 0);
+  ASSERT_EQ(c.Feed(a, 1000, 4 * P), Status::kOk);
+  const CacheStats s = c.cache.Stats();
+  EXPECT_LE(s.exact_bytes, 7 * 2 * row) << "the pool, and those displaced from it";
+  EXPECT_EQ(PlanCache(c.options).exact_bytes, 7 * 2 * row) << "of one sequence, at most";
+  EXPECT_DOUBLE_EQ(s.bits_per_value, 8.0 * static_cast<double>(5 * (2 * page + 2 * f16_side) + s.exact_bytes) /
+                                         static_cast<double>(5 * 3 * 2 * P * 2 * 64));
+  EXPECT_EQ(s.total_bytes, s.sealed_bytes + s.f16_side_bytes + s.window_bytes + s.exact_bytes + s.table_bytes);
+  ASSERT_EQ(c.cache.Truncate(a, P), Status::kOk);
+  EXPECT_EQ(c.cache.Stats().exact_bytes, after_one) << "as after the first page";
+  const SequenceId b = c.cache.Fork(a);
+  EXPECT_EQ(c.cache.Stats().exact_bytes, after_one) << "shared";
+  ASSERT_EQ(c.Feed(b, 1000, 4 * P), Status::kOk);
+  EXPECT_EQ(c.cache.Stats().exact_bytes, s.exact_bytes) << "the same tokens in a fork: the same are chosen";
+  c.cache.Free(a);
+  c.cache.Free(b);
+  EXPECT_EQ(c.cache.Stats().exact_bytes, 0);
 }
 
 // Rows take memory as they come, and leave it when they are rolled back or sealed; at no time do a page's rows and its sealed

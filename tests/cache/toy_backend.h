@@ -2,6 +2,7 @@
 // query shows, and costs microseconds. Attention is plain loops in double.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -62,7 +63,7 @@ class ToyBackend : public Backend {
         sum ^= sum >> 29;
       }
     }
-    sum = Mix(sum ^ exact.words[0] ^ static_cast<uint64_t>(layout.side));
+    sum = Mix(sum ^ exact.words[0] ^ std::rotl(exact.words[1], 1) ^ static_cast<uint64_t>(layout.side));
     for (int64_t i = 0; i + 8 <= layout.page_bytes; i += 8) {
       const uint64_t word = sum + static_cast<uint64_t>(i);
       std::memcpy(page + i, &word, sizeof(word));

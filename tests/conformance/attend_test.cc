@@ -32,9 +32,10 @@ struct Scene {
   int kv_len;
   int qo_len;
   int gqa_ratio;
-  int open_pages = 1;  // newest pages in 16-bit rows
-  int sinks = 0;       // exact tokens of the first page
-  bool mask = false;   // a ragged f16 mask with -inf, else causal
+  int open_pages = 1;     // newest pages in 16-bit rows
+  int sinks = 0;          // exact tokens of the first page
+  bool outliers = false;  // exact tokens in all sealed pages, others for values than for keys
+  bool mask = false;      // a ragged f16 mask with -inf, else causal
   bool slopes = false;
   bool sink_logits = false;
   float softcap = 0;
@@ -49,7 +50,14 @@ constexpr Scene kScenes[] = {
     {.name = "PageLessOne", .kv_len = 127, .qo_len = 2, .gqa_ratio = 2},
     {.name = "TwoPagesLessOne", .kv_len = 255, .qo_len = 3, .gqa_ratio = 4, .sinks = 1, .sink_logits = true},
     {.name = "TwoPagesPlusOne", .kv_len = 257, .qo_len = 1, .gqa_ratio = 8, .sinks = 4, .softcap = 30},
-    {.name = "SealedAndRagged", .kv_len = 300, .qo_len = 5, .gqa_ratio = 3, .sinks = 4, .mask = true, .slopes = true},
+    {.name = "SealedAndRagged",
+     .kv_len = 300,
+     .qo_len = 5,
+     .gqa_ratio = 3,
+     .sinks = 4,
+     .outliers = true,
+     .mask = true,
+     .slopes = true},
     {.name = "AllSealedMasked",
      .kv_len = 256,
      .qo_len = 4,
@@ -65,6 +73,7 @@ constexpr Scene kScenes[] = {
      .gqa_ratio = 2,
      .open_pages = 2,
      .sinks = 4,
+     .outliers = true,
      .shuffle = true,
      .threads = 2},
     {.name = "NoPages", .kv_len = 0, .qo_len = 2, .gqa_ratio = 2, .sink_logits = true},
@@ -80,8 +89,8 @@ class Sequence {
     for (int p = 0; p < num_pages; ++p) {
       const int num_tokens = std::min(kPageTokens, scene.kv_len - p * kPageTokens);
       const bool sealed = num_tokens == kPageTokens && p < num_pages - scene.open_pages;
-      pages_.push_back({.k = MakeSide(format_.k, sealed, p == 0),
-                        .v = MakeSide(format_.v, sealed, p == 0),
+      pages_.push_back({.k = MakeSide(format_.k, sealed, p),
+                        .v = MakeSide(format_.v, sealed, p),
                         .num_tokens = num_tokens,
                         .first_key = int64_t{p} * kPageTokens});
     }
@@ -95,7 +104,16 @@ class Sequence {
   const LayerFormat& format() const { return format_; }
 
  private:
-  PageSide MakeSide(const PageLayout& layout, bool sealed, bool has_sinks) {
+  TokenMask ExactTokens(Side which, int p) const {
+    TokenMask exact;
+    for (int t = 0; p == 0 && t < scene_.sinks; ++t) exact.Set(t);
+    for (int t = 0; scene_.outliers && t < kPageTokens; ++t) {
+      if ((37 * t + 11 * p + 5 * static_cast<int>(which)) % 31 == 0 || (t == kPageTokens - 1 && p == 1)) exact.Set(t);
+    }
+    return exact;
+  }
+
+  PageSide MakeSide(const PageLayout& layout, bool sealed, int p) {
     TestPage page = MakeTestPage(shape_, PageKind::kOutliers, random_());
     PageSide side;
     if (!sealed || layout.page_bytes == 0) {
@@ -103,8 +121,9 @@ class Sequence {
       side.rows = rows_.back().data();
       return side;
     }
-    for (int t = 0; t < (has_sinks ? scene_.sinks : 0); ++t) {
-      side.exact.Set(t);
+    side.exact = ExactTokens(layout.side, p);
+    for (int t = 0; t < kPageTokens; ++t) {
+      if (!side.exact.Test(t)) continue;
       page.exact_rows.insert(page.exact_rows.end(), page.rows.begin() + t * layout.row_values(),
                              page.rows.begin() + (t + 1) * layout.row_values());
     }

@@ -27,7 +27,7 @@ class BackendOnTarget {
 std::vector<int64_t> Targets();
 std::string TargetName(int64_t target);
 
-/// Recipes under test: every registered method that seals, and what else recipe text can ask of its codecs.
+/// Recipes under test: every registered method whose sealed sides are not those of another, and what else recipe text can ask of its codecs.
 std::vector<std::string> SealedRecipes();
 
 /// Shapes that a side of the recipe can have: every head_dim with 1, 2, 3 and 8 kv heads; with 2 and 3 only for

@@ -56,8 +56,8 @@ class Session {
     kvrazor_cache_options o;
     kvrazor_cache_options_init(&o);
     const char* recipes[] = {
-        "f16",  "kivi",          "oscar", "razor-2", "razor-2;0=f16", "oscar:sinks=128", "kivi:residual=256",
-        "none", "razor-2;5=f16", nullptr};
+        "f16",  "ott:exact-from=0", "oscar", "razor-2", "razor-2;0=f16", "oscar:sinks=128", "kivi:residual=256",
+        "none", "razor-2;5=f16",    nullptr};
     o.recipe = recipes[in.Byte() % std::size(recipes)];
     o.num_layers = 1 + in.Byte() % 2;
     o.num_kv_heads = 1 + in.Byte() % 2;

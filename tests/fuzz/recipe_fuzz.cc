@@ -51,5 +51,6 @@ std::vector<std::string> fuzz::Seeds() {
           "oscar;0=f16;2-5=kivi:k4g64,v4g128;30-31=razor-2:sinks=0",
           " kivi : k4 , v2g64 ; 3 = f16 ",
           "razor-2;0-0=oscar:sinks=128",
+          "ott:exact=3,exact-extra=8,exact-from=0;3-5=razor-2:exact=2",
           "razor-2.5:sinks=8;0-40=f16;25%-50%=razor-3:v4g32;last2=quarot"};
 }

@@ -20,7 +20,7 @@ using kvrazor::fuzz::Crash;
 namespace {
 
 constexpr int kSlots = 1024, kBeside = 150, kChunk = 256;
-constexpr const char* kRecipes[] = {"oscar", "razor-2", "f16", "off", "kivi"};
+constexpr const char* kRecipes[] = {"oscar", "razor-2", "f16", "off", "ott:exact-from=0"};
 constexpr int kLengths[] = {600, 130, 3};
 
 class Input {

@@ -116,6 +116,27 @@ TEST(RecipeTest, AMethodMayHaveOverridesOfItsOwn) {
   EXPECT_THAT(ErrorOf("oscar;0-1=razor-2.5"), HasSubstr("no overrides of its own"));
 }
 
+TEST(RecipeTest, OutlierTokens) {
+  const Recipe ott = ParseRecipe("ott");
+  EXPECT_EQ(ToText(ott), "ott");
+  EXPECT_EQ(ott.ForLayer(1).exact_tokens, 0);
+  EXPECT_EQ(ott.ForLayer(2).exact_tokens, 5);
+  EXPECT_EQ(ott.ForLayer(2).exact_extra_tokens, 32);
+  for (const char* text : {"ott:exact=0", "ott:k2g128,v2g64,exact=3", "ott:exact-extra=0", "ott:exact-from=0",
+                           "kivi:exact=3,exact-extra=32,exact-from=2", "razor-2:sinks=8,exact=1", "ott;0-1=f16"}) {
+    EXPECT_EQ(ToText(ParseRecipe(text)), text);
+    EXPECT_EQ(ParseRecipe(ToText(ParseRecipe(text))), ParseRecipe(text));
+    for (const int layer : {0, 1, 2}) {
+      const Recipe own = ParseRecipe(text).ForLayer(layer);
+      EXPECT_NO_THROW(Validate(own)) << text;
+      EXPECT_EQ(ParseRecipe(ToText(own)), own) << text;
+    }
+  }
+  EXPECT_EQ(ParseRecipe("razor-2;0-5=ott").ForLayer(1).exact_tokens, 0) << "layers are counted from the model's first";
+  EXPECT_EQ(ParseRecipe("razor-2;0-5=ott").ForLayer(5).exact_tokens, 5);
+  EXPECT_EQ(ParseRecipe("kivi:exact=3,exact=0"), ParseRecipe("kivi"));
+}
+
 TEST(RecipeTest, ErrorsSayWhatIsPossible) {
   EXPECT_THAT(ErrorOf("oskar"), HasSubstr("there are f16, kivi, oscar"));
   EXPECT_THAT(ErrorOf(""), HasSubstr("name is missing"));
@@ -126,6 +147,11 @@ TEST(RecipeTest, ErrorsSayWhatIsPossible) {
   EXPECT_THAT(ErrorOf("oscar:residual=0"), HasSubstr("multiple of 128"));
   EXPECT_THAT(ErrorOf("oscar:sinks=129"), HasSubstr("0 to 128"));
   EXPECT_THAT(ErrorOf("f16:k2"), HasSubstr("choose a method that quantizes"));
+  EXPECT_THAT(ErrorOf("f16:exact=3"), HasSubstr("all in 16 bits"));
+  EXPECT_THAT(ErrorOf("kivi:exact=17"), HasSubstr("0 to 16 outlier tokens"));
+  EXPECT_THAT(ErrorOf("kivi:exact-extra=32"), HasSubstr("give its size, for example exact=3"));
+  EXPECT_THAT(ErrorOf("ott:exact=0,exact-from=1"), HasSubstr("give its size, for example exact=3"));
+  EXPECT_THAT(ErrorOf("ott:exact-extra=5000"), HasSubstr("0 to 4096"));
   EXPECT_THAT(ErrorOf("oscar:x=1"), HasSubstr("options are"));
   EXPECT_THAT(ErrorOf("oscar;1=f16;0=f16"), HasSubstr("ascending"));
   EXPECT_THAT(ErrorOf("razor-2:v2g128"), HasSubstr("32 or 64 tokens"));
@@ -146,6 +172,10 @@ TEST(RecipeTest, MalformedTextIsAlwaysAnError) {
                            "oscar:k-2",
                            "oscar:sinks=",
                            "oscar:sinks=1x",
+                           "ott:exact",
+                           "ott:exact=",
+                           "ott:exact-=3",
+                           "ott:exact=-3",
                            "oscar:k99999999999",
                            "oscar;=f16",
                            "oscar;0-=f16",

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <utility>
+#include <vector>
 
 #include "integrations/ggml/cache_side.h"
 
@@ -15,15 +17,15 @@ constexpr HeadShape kShape{2, 64};
 constexpr int64_t kWidth = 128;
 
 struct Fixture {
-  explicit Fixture(const char* text, int64_t slots = 1024, int64_t streams = 1)
+  explicit Fixture(const char* text, int64_t slots = 1024, int64_t streams = 1, Side which = Side::kValue)
       : recipe(ParseRecipe(text)),
         pool(kPageTokens * kWidth * 2, meter),
-        side({Side::kValue, 0, kWidth, slots, streams}, recipe, pool, CpuBackend()) {
-    side.SetLayout(MakePageLayout(recipe.v, Side::kValue, kShape));
+        side({which, 0, kWidth, slots, streams}, recipe, pool, CpuBackend()) {
+    side.SetLayout(MakePageLayout(which == Side::kKey ? recipe.k : recipe.v, which, kShape));
   }
-  void WriteOne(int64_t slot, bool exact = false) {
-    f16_bits* row = side.RowForWrite(slot, exact);
-    for (int64_t i = 0; i < kWidth; ++i) row[i] = F16FromF32(normal(random));
+  void WriteOne(int64_t slot, bool is_sink = false, float size = 1) {
+    f16_bits* row = side.RowForWrite(slot, is_sink);
+    for (int64_t i = 0; i < kWidth; ++i) row[i] = F16FromF32(size * normal(random));
   }
   void Write(int64_t first, int64_t last) {
     for (int64_t slot = first; slot < last; ++slot) WriteOne(slot);
@@ -32,7 +34,10 @@ struct Fixture {
     std::vector<int64_t> due;
     side.AppendSealable(due);
     std::vector<SealJob> jobs;
-    for (const int64_t p : due) jobs.push_back({&side, p, nullptr});
+    for (const int64_t p : due) {
+      if (side.shape().side == Side::kKey) side.ChooseExactTokens(p);
+      jobs.push_back({&side, p, nullptr});
+    }
     SealPages(jobs, SerialExecutor());
   }
   PageState state(int64_t p) const { return side.state(p); }
@@ -204,10 +209,97 @@ TEST(CacheSide, CopiedPagesAreEqualInEveryState) {
   for (int64_t p = 0; p < 4; ++p) EXPECT_EQ(from.state(8 + p), from.state(p)) << p;
 }
 
+std::vector<int> Tokens(const CacheSide& side, int64_t p) {
+  std::vector<int> tokens;
+  for (int t = 0; t < kPageTokens; ++t) {
+    if (side.exact(p).Test(t)) tokens.push_back(t);
+  }
+  return tokens;
+}
+
+// Slots 130 and 140 are small, 300 smaller, 310 smallest; the pool has one place and two may be displaced from it.
+TEST(CacheSide, OutlierTokensAreTracedInTheOrderOfSlots) {
+  using Ints = std::vector<int>;
+  Fixture f("kivi:k2g128,exact=1,exact-extra=2,sinks=1", 1024, 2, Side::kKey);
+  const auto write = [&](int64_t first, int64_t last) {
+    for (int64_t slot = first; slot < last; ++slot) {
+      const int64_t in_stream = slot % 1024;
+      const float size = in_stream == 130   ? 0.5f
+                         : in_stream == 140 ? 0.4f
+                         : in_stream == 300 ? 0.3f
+                         : in_stream == 310 ? 0.2f
+                                            : 1.0f;
+      f.WriteOne(slot, in_stream == 0, size);
+      f.Seal();
+    }
+  };
+  write(0, 7 * kPageTokens);
+  const Ints first = Tokens(f.side, 0);
+  ASSERT_EQ(first.size(), 2u) << "the sink, and whichever was the smallest";
+  EXPECT_EQ(first[0], 0);
+  EXPECT_EQ(Tokens(f.side, 1), Ints{140 - 128});
+  EXPECT_EQ(Tokens(f.side, 2), Ints{310 - 256});
+  for (int64_t p = 3; p < 6; ++p) EXPECT_EQ(Tokens(f.side, p), Ints{}) << "tracing has stopped, page " << p;
+  ASSERT_EQ(f.state(5), PageState::kSealed);
+  EXPECT_EQ(f.side.exact_bytes(), 4 * kWidth * 2);
+  EXPECT_EQ(f.side.chosen_bytes(), 3 * kWidth * 2);
+  EXPECT_EQ(f.side.chosen(2)->trace.num_displaced, 2);
+
+  write(1024, 1024 + 3 * kPageTokens);
+  EXPECT_EQ(Tokens(f.side, 8 + 1), Ints{140 - 128}) << "another stream has a pool of its own";
+
+  // A page that is rewritten forgets its outliers and finds those of its new rows, with the state of the page below.
+  f.side.ClearPage(2);
+  EXPECT_EQ(f.side.chosen_bytes(), 4 * kWidth * 2);
+  for (int64_t slot = 256; slot < 384; ++slot) f.WriteOne(slot, false, slot == 257 ? 0.1f : 1.0f);
+  EXPECT_EQ(f.side.chosen(2), nullptr);
+  for (int64_t slot = 6 * kPageTokens; slot < 7 * kPageTokens; ++slot) f.WriteOne(slot);
+  f.Seal();
+  ASSERT_EQ(f.state(2), PageState::kSealed);
+  EXPECT_EQ(Tokens(f.side, 2), Ints{1});
+
+  // Thawed by a single token, outliers are ordinary rows again: they stay in 16 bits only if they are chosen again.
+  std::vector<f16_bits> before(kWidth), after(kWidth);
+  f.side.ReadRows(257, 258, before.data());
+  f.WriteOne(260);
+  EXPECT_EQ(Tokens(f.side, 2), Ints{});
+  f.side.ReadRows(257, 258, after.data());
+  EXPECT_EQ(before, after);
+}
+
+TEST(CacheSide, ValuesKeepTheTokensOfTheirKeys) {
+  Fixture keys("ott:exact-from=0", 1024, 1, Side::kKey), values("ott:exact-from=0");
+  keys.Write(0, 2 * kPageTokens);
+  values.Write(0, 2 * kPageTokens);
+  keys.Seal();
+  std::vector<f16_bits> want(kPageTokens * kWidth), got(want.size());
+  values.side.ReadRows(0, kPageTokens, want.data());
+  values.side.ChooseExactTokensOf(keys.side, 0);
+  values.Seal();
+  ASSERT_EQ(values.state(0), PageState::kSealed);
+  EXPECT_EQ(values.side.exact(0), keys.side.exact(0));
+  EXPECT_GE(values.side.exact(0).Count(), 5);
+  values.side.ReadRows(0, kPageTokens, got.data());
+  for (int t = 0; t < kPageTokens; ++t) {
+    const auto row = static_cast<size_t>(t * kWidth);
+    EXPECT_EQ(std::memcmp(got.data() + row, want.data() + row, kWidth * 2) == 0, values.side.exact(0).Test(t)) << t;
+  }
+  // Copies are the same, state and all.
+  keys.side.CopyPage(4, keys.side, 0);
+  EXPECT_EQ(keys.side.exact(4), keys.side.exact(0));
+  EXPECT_EQ(keys.side.chosen(4)->trace, keys.side.chosen(0)->trace);
+}
+
 /// Writes, clears, copies and seals at random; staged rows are exact and everything else within what 3 bits can do.
-TEST(CacheSide, RandomOperationsKeepRowsAndAccountsRight) {
+class CacheSideRandomTest : public testing::TestWithParam<std::pair<const char*, Side>> {};
+
+INSTANTIATE_TEST_SUITE_P(Recipes, CacheSideRandomTest,
+                         testing::Values(std::pair{"oscar", Side::kValue},
+                                         std::pair{"oscar:exact=2,exact-extra=5,sinks=3", Side::kKey}));
+
+TEST_P(CacheSideRandomTest, KeepsRowsAndAccountsRight) {
   constexpr int64_t kSlots = 512, kStreams = 2;
-  Fixture f("oscar", kSlots, kStreams);
+  Fixture f(GetParam().first, kSlots, kStreams, GetParam().second);
   std::vector<std::vector<f16_bits>> model(
       static_cast<size_t>(kSlots * kStreams));  // what was written last; empty: nothing
   for (int step = 0; step < 8000; ++step) {
@@ -230,7 +322,7 @@ TEST(CacheSide, RandomOperationsKeepRowsAndAccountsRight) {
       default: {
         const int64_t last = std::min((p + 1) * kPageTokens, slot + static_cast<int64_t>(f.random() % 100) + 1);
         for (int64_t s = slot; s < last; ++s) {
-          f.WriteOne(s);
+          f.WriteOne(s, s % kSlots < f.recipe.sink_tokens);
           model[static_cast<size_t>(s)].resize(kWidth);
           f.side.ReadRows(s, s + 1, model[static_cast<size_t>(s)].data());
         }
@@ -245,6 +337,14 @@ TEST(CacheSide, RandomOperationsKeepRowsAndAccountsRight) {
     ASSERT_EQ(f.pool.used_pages(), staged);
     ASSERT_LE(f.pool.committed_bytes(), staged * f.pool.page_bytes());
     ASSERT_EQ(f.side.sealed_pages(), sealed);
+    int64_t exact = 0, chosen = 0;
+    for (int64_t q = 0; q < f.side.num_pages(); ++q) {
+      if (f.state(q) != PageState::kSealed) continue;
+      exact += f.side.exact(q).Count();
+      chosen += f.side.chosen(q) ? f.side.chosen(q)->tokens.Count() : 0;
+    }
+    ASSERT_EQ(f.side.exact_bytes(), exact * kWidth * 2);
+    ASSERT_EQ(f.side.chosen_bytes(), chosen * kWidth * 2);
     // Neighbours may hold a system page at each end of what was given back.
     ASSERT_GE(f.side.packed_bytes(), sealed * f.side.layout().page_bytes);
     ASSERT_LE(f.side.packed_bytes(), WholeSystemPages(f.side.num_pages() * f.side.layout().page_bytes));

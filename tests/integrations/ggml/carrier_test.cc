@@ -34,7 +34,10 @@ class CarrierTest : public testing::TestWithParam<const char*> {
     std::vector<int64_t> due;
     side_->AppendSealable(due);
     std::vector<SealJob> jobs;
-    for (const int64_t p : due) jobs.push_back({side_.get(), p, nullptr});
+    for (const int64_t p : due) {
+      side_->ChooseExactTokens(p);
+      jobs.push_back({side_.get(), p, nullptr});
+    }
     SealPages(jobs, SerialExecutor());
     block_.resize(static_cast<size_t>(kPageTokens * kWidth * 2));
   }
@@ -67,10 +70,18 @@ TEST_P(CarrierTest, CarriesPageExactTokensAndMoment) {
     CarrierPage page;
     ASSERT_EQ(ReadCarrier(*side_, block_, page, parts), "");
     EXPECT_EQ(std::memcmp(page.sealed, side_->sealed_bytes(p), static_cast<size_t>(side_->layout().page_bytes)), 0);
-    EXPECT_EQ(page.exact, side_->exact(p));
-    EXPECT_EQ(page.exact.Count(), p == 0 ? 4 : 0);
-    if (p == 0) {
-      EXPECT_EQ(std::memcmp(page.exact_rows, side_->exact_rows(0), 4 * kWidth * 2), 0);
+    EXPECT_EQ(page.exact(), side_->exact(p));
+    EXPECT_EQ(page.sinks.Count(), p == 0 ? 4 : 0);
+    const ChosenTokens chosen = side_->chosen(p) ? *side_->chosen(p) : ChosenTokens{};
+    EXPECT_EQ(page.chosen.tokens, chosen.tokens);
+    EXPECT_EQ(page.chosen.trace, chosen.trace);
+    if (recipe_.exact_tokens > 0 && p == 0) {
+      EXPECT_GE(chosen.tokens.Count(), recipe_.exact_tokens);
+    }
+    if (page.exact().Any()) {
+      EXPECT_EQ(
+          std::memcmp(page.exact_rows, side_->exact_rows(p), static_cast<size_t>(page.exact().Count() * kWidth * 2)),
+          0);
     }
   }
   SecondMoment restored(kShape);
@@ -107,6 +118,11 @@ TEST_P(CarrierTest, OtherLayersSidesAndRecipesAreRefused) {
   CacheSide foreign({Side::kKey, 2, kWidth, 1024, 1}, other, pool_, CpuBackend());
   foreign.SetLayout(MakePageLayout(other.k, Side::kKey, kShape));
   EXPECT_NE(Read(foreign, parts).find("another recipe"), std::string::npos);
+  Recipe traced = recipe_;
+  traced.exact_tokens += 1;
+  CacheSide other_rule({Side::kKey, 2, kWidth, 1024, 1}, traced, pool_, CpuBackend());
+  other_rule.SetLayout(MakePageLayout(traced.k, Side::kKey, kShape));
+  EXPECT_NE(Read(other_rule, parts).find("another recipe"), std::string::npos);
   CacheSide unknown({Side::kKey, 2, kWidth, 1024, 1}, recipe_, pool_, CpuBackend());
   EXPECT_NE(Read(unknown, parts), "");
 }
@@ -119,7 +135,8 @@ std::string NameOf(const testing::TestParamInfo<const char*>& info) {
   return name;
 }
 
-INSTANTIATE_TEST_SUITE_P(Recipes, CarrierTest, testing::Values("oscar", "kivi", "razor-2"), NameOf);
+INSTANTIATE_TEST_SUITE_P(Recipes, CarrierTest,
+                         testing::Values("oscar", "kivi", "razor-2", "kivi:exact=3,exact-extra=4"), NameOf);
 
 }  // namespace
 }  // namespace kvrazor::ggml

@@ -195,6 +195,37 @@ TEST_P(StateTest, StatesOfRowsCanBeReadByStockPrograms) {
   EXPECT_NEAR(Loss(stock.get(), tokens_ + kPrompt, 65, kPrompt), want, 0.03);
 }
 
+// Outlier tokens and the state of their pools travel with the pages: what is sealed later is as if the text had never stopped.
+TEST(OutlierTokensTest, AreCountedAndRestored) {
+  if (!Host::Get()) GTEST_SKIP() << Host::SkipReason();
+  const llama_token* tokens = Host::Get()->text().data();
+  kvrazor_ggml_reset_counters();
+  ContextOptions options;
+  options.recipe = "ott:exact=3,exact-extra=5,sinks=2";
+  const ContextPtr first = Host::Get()->NewContext(options);
+  Decode(first.get(), tokens, kPrompt, 0);
+  const kvrazor_ggml_stats s = Stats();
+  constexpr int64_t kRow = 192 * 2, kSides = 60, kTracing = 56;  // of 30 layers all but the first two trace
+  EXPECT_GE(s.exact_bytes, kSides * 2 * kRow + kTracing * 3 * kRow);
+  EXPECT_LE(s.exact_bytes, kSides * 2 * kRow + kTracing * 8 * kRow);
+  EXPECT_EQ(s.exact_bytes % kRow, 0);
+  const int64_t page_bytes = 128 * 192 * 3 / 8;  // 3 bits: codes and parameters
+  EXPECT_DOUBLE_EQ(s.bits_per_value,
+                   8.0 * static_cast<double>(kSides * 3 * page_bytes + s.exact_bytes - kSides * 2 * kRow) /
+                       static_cast<double>(kSides * 3 * 128 * 192))
+      << "outlier tokens are counted, sinks are not";
+  EXPECT_EQ(s.total_bytes, s.packed_bytes + s.staging_bytes + s.exact_bytes + s.table_bytes + s.other_bytes);
+  const std::vector<uint8_t> state = Save(first.get());
+  const std::vector<float> want = Continue(first.get(), tokens);
+
+  const ContextPtr second = Host::Get()->NewContext(options);
+  ASSERT_EQ(llama_state_seq_set_data(second.get(), state.data(), state.size(), 0), state.size());
+  EXPECT_EQ(Save(second.get()), state);
+  EXPECT_EQ(Continue(second.get(), tokens), want);
+  EXPECT_EQ(Save(second.get()), Save(first.get()));
+  EXPECT_EQ(Stats().state_errors, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Recipes, StateTest, testing::Values("oscar", "razor-2"),
                          [](const auto& info) { return std::string(info.index == 0 ? "Oscar" : "Razor2"); });
 
