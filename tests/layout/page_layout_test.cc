@@ -130,5 +130,12 @@ TEST(E3M5Test, RoundsToTheNearestValueBelowTheBase) {
   EXPECT_EQ(EncodeE3M5(5.0f, 0.0f), 0);
 }
 
+TEST(PageLayoutTest, KeysBeforeRopeHaveNone) {
+  SideRecipe keys = ParseRecipe("rotatekv").k;
+  EXPECT_THROW(MakePageLayout(keys, Side::kKey, {4, 64}), Error);
+  keys.before_rope = false;
+  EXPECT_DOUBLE_EQ(MakePageLayout(keys, Side::kKey, {4, 64}).bits_per_value(), 3);
+}
+
 }  // namespace
 }  // namespace kvrazor
