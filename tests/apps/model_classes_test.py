@@ -151,10 +151,10 @@ class ModelClassesTest(unittest.TestCase):
             for name in "llama", "head80":
                 with self.subTest(name):
                     out = os.path.join(folder, name)
-                    result = kld(name, "--shadow", "--caches", "kivi,q8_0", "--json", "--out", out)
+                    result = kld(name, "--shadow", "--caches", "kivi,bf16", "--json", "--out", out)
                     self.assertEqual(result.returncode, 0, result.stderr)
                     modes = {r["recipe"]: r["mode"] for r in json.loads(result.stdout)["results"]}
-                    self.assertEqual(modes, {"f16": "llama.cpp", "kivi": "shadow", "q8_0": "llama.cpp"})
+                    self.assertEqual(modes, {"f16": "llama.cpp", "kivi": "shadow", "bf16": "llama.cpp"})
                     with open(os.path.join(out, "index.html")) as file:
                         self.assertIn("<td>shadow</td>", file.read())
                     # A run of the other mode does not go on in the same folder.
