@@ -88,7 +88,7 @@ void ShadowCache::Job::Quantize() {
   std::vector<f16_bits> filled(static_cast<size_t>(heads * page_dim));
   Resize(rows.data(), heads, tensor->head_dim, page_dim, filled.data());
 
-  const TokenMask& exact = layer->pages->exact(page);
+  const TokenMask exact = layer->pages->exact(page);
   AlignedBytes sealed(layout.page_bytes);
   CpuBackend().Seal(layout, filled.data(), exact, layer->moment.get(), sealed.data());
   std::vector<float> back(filled.size());
@@ -153,7 +153,10 @@ void ShadowCache::See(ggml_tensor* node) {
 
 ShadowCache::Layer& ShadowCache::LayerOf(int index) {
   const auto [at, is_new] = layers_.try_emplace(index);
-  if (is_new) at->second.recipe = recipe_.ForLayer(index);
+  if (is_new) {
+    at->second.recipe = recipe_.ForLayer(index);
+    at->second.rule = MakeExactRule(at->second.recipe);
+  }
   return at->second;
 }
 
@@ -288,13 +291,27 @@ void ShadowCache::EndBatch() {
   SealDue();
 }
 
+/// What else than sinks keeps its 16 bits, once a page's keys are all there.
+void ShadowCache::ChooseExact(Layer& layer, int64_t page) {
+  if (layer.rule.chooses()) {
+    Job keys = {.layer = &layer, .tensor = &layer.keys, .page = page, .rows = {}};
+    keys.Read();
+    layer.pages->Choose(page, kvrazor::ChooseExact(layer.rule, keys.rows.data(), layer.keys.root->ne[0],
+                                                   layer.pages->exact(page), layer.trace));
+  }
+  if (!layer.before_rope) return;
+  TokenMask massive;
+  for (int t = 0; t < kPageTokens; ++t) {
+    if (layer.before_rope->massive.Contains(page * kPageTokens + t)) massive.Set(t);
+  }
+  layer.pages->Choose(page, massive);
+}
+
 void ShadowCache::SealDue() {
   std::vector<Job> jobs;
   for (auto& [index, layer] : layers_) {
     for (const int64_t page : layer.pages->Due()) {
-      for (int64_t slot = page * kPageTokens; layer.before_rope && slot < (page + 1) * kPageTokens; ++slot) {
-        if (layer.before_rope->massive.Contains(slot)) layer.pages->SetExact(slot);
-      }
+      ChooseExact(layer, page);
       for (Tensor* tensor : {&layer.keys, &layer.values}) {
         if (!tensor->seals()) continue;
         jobs.push_back({.layer = &layer, .tensor = tensor, .page = page, .rows = {}});
@@ -323,6 +340,7 @@ KvUsage ShadowCache::Usage() const {
       if (tensor->seals()) usage.sink_bytes += layer.pages->num_sealed_exact() * tensor->row_bytes();
       page_values += sealed_rows * tensor->root->ne[0];
       page_bytes += sealed_rows / kPageTokens * tensor->layout.page_bytes;
+      if (tensor->seals()) page_bytes += layer.pages->num_sealed_chosen() * tensor->row_bytes();
     }
     if (layer.moment) usage.table_bytes += layer.moment->bytes();
   }

@@ -24,6 +24,7 @@
 #include "kvrazor/executor.h"
 #include "kvrazor/layout.h"
 #include "kvrazor/recipe.h"
+#include "src/ops/exact_tokens.h"
 #include "src/ops/second_moment.h"
 
 namespace kvrazor::eval {
@@ -63,6 +64,8 @@ class ShadowCache {
     Recipe recipe;
     Tensor keys, values;
     std::unique_ptr<ShadowPages> pages;
+    ExactRule rule;  // of outlier tokens
+    ExactTrace trace;
     std::unique_ptr<SecondMoment> moment;     // razor keys only
     int64_t decode_steps = 0;                 // attention nodes with few tokens, for sampling queries
     std::unique_ptr<BeforeRope> before_rope;  // keys quantized before RoPE only
@@ -77,6 +80,7 @@ class ShadowCache {
   void SetHeads(Layer& layer, int index, const ggml_tensor* attention, const ggml_tensor* keys);
   void AddQueries(Layer& layer, const ggml_tensor* attention);
   Layer& LayerOf(int index);
+  void ChooseExact(Layer& layer, int64_t page);
   void SealDue();
 
   Recipe recipe_;

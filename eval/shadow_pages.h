@@ -14,24 +14,26 @@ class ShadowPages {
  public:
   ShadowPages(int64_t num_slots, int residual_tokens);
 
-  /// The slot is written to. exact: the token keeps its 16 bits when the page is sealed.
-  void Write(int64_t slot, bool exact);
+  /// The slot is written to. is_sink: the token keeps its 16 bits when the page is sealed.
+  void Write(int64_t slot, bool is_sink);
   /// Pages to seal now, oldest first.
   std::vector<int64_t> Due() const;
+  /// Tokens of a page that is due keep their 16 bits as well.
+  void Choose(int64_t page, const TokenMask& tokens) { pages_[static_cast<size_t>(page)].chosen |= tokens; }
   void MarkSealed(int64_t page);
 
   int64_t num_slots() const { return num_slots_; }
-  const TokenMask& exact(int64_t page) const { return pages_[static_cast<size_t>(page)].exact; }
-  /// Before its page is sealed.
-  void SetExact(int64_t slot) { PageOf(slot).exact.Set(static_cast<int>(slot % kPageTokens)); }
+  /// Tokens that keep their 16 bits.
+  TokenMask exact(int64_t page) const;
 
   int64_t num_sealed() const { return num_sealed_; }
   int64_t num_written() const { return num_written_; }  ///< slots that were ever written to
   int64_t num_sealed_exact() const;                     ///< tokens of sealed pages that kept their 16 bits
+  int64_t num_sealed_chosen() const;                    ///< of these, those that are no sinks
 
  private:
   struct Page {
-    TokenMask written, exact;
+    TokenMask written, sinks, chosen;
     bool sealed = false;
   };
   Page& PageOf(int64_t slot) { return pages_[static_cast<size_t>(slot / kPageTokens)]; }

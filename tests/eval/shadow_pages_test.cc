@@ -49,14 +49,24 @@ TEST(ShadowPagesTest, ASealedPageThatIsWrittenToIsTheNewestAgain) {
 TEST(ShadowPagesTest, ExactTokensAreThoseLastWrittenAsSuch) {
   ShadowPages pages(512, 128);
   for (int64_t slot = 0; slot < 256; ++slot) pages.Write(slot, slot < 4);
-  pages.SetExact(200);
+  TokenMask chosen;
+  chosen.Set(1);
+  pages.Choose(0, chosen);
+  chosen.Set(72);
+  pages.Choose(1, chosen);
   EXPECT_EQ(pages.exact(0).Count(), 4);
   EXPECT_TRUE(pages.exact(1).Test(72));
   EXPECT_EQ(pages.num_sealed_exact(), 0);
   pages.MarkSealed(0);
   EXPECT_EQ(pages.num_sealed_exact(), 4);
+  EXPECT_EQ(pages.num_sealed_chosen(), 0) << "sinks come first";
+  pages.MarkSealed(1);
+  EXPECT_EQ(pages.num_sealed_exact(), 6);
+  EXPECT_EQ(pages.num_sealed_chosen(), 2);
   pages.Write(2, false);
+  pages.Write(200, false);
   EXPECT_EQ(pages.exact(0).Count(), 3);
+  EXPECT_EQ(pages.exact(1).Count(), 1);
 }
 
 }  // namespace

@@ -127,7 +127,8 @@ TEST(ShadowTest, AgreesWithThePackedCache) {
   const Contents f16 = RunText(model.get(), "f16", false, kRowBytes);
   const Contents own_f16 = RunText(model.get(), "kvrazor:f16", false, kRowBytes);
   const double logits_of_rounding = RelativeError(own_f16.logits, f16.logits);
-  for (const char* recipe : {"kivi", "oscar", "razor-2", "razor-2:sinks=0,residual=256", "turboquant-2;1=kivi"}) {
+  for (const char* recipe :
+       {"kivi", "oscar", "razor-2", "razor-2:sinks=0,residual=256", "ott:exact-from=0", "turboquant-2;1=kivi"}) {
     SCOPED_TRACE(recipe);
     const Contents packed = RunText(model.get(), recipe, false, kRowBytes);
     const Contents shadow = RunText(model.get(), recipe, true, kRowBytes);
@@ -294,7 +295,10 @@ TEST(ShadowTest, RotateKvIsThatOfFloat64OnAModelsKeys) {
   for (size_t j = 1; j < kWidth; ++j)  // in order, up to the rounding of f16 rows
     EXPECT_LE(sums[static_cast<size_t>(order[j - 1])], sums[static_cast<size_t>(order[j])] + 0.5) << j;
   const KvUsage usage = shadow.Usage();
-  EXPECT_DOUBLE_EQ(usage.page_bits_per_value, 3);
+  // Bits of a page count the tokens that were chosen, in both layers.
+  EXPECT_GT(usage.page_bits_per_value, 3);
+  EXPECT_NEAR(usage.page_bits_per_value,
+              3 + 8.0 * static_cast<double>(usage.sink_bytes) / (2 * 2 * 4 * kPageTokens * kWidth), 1e-9);
   EXPECT_EQ(usage.num_layers, 2);
 }
 
@@ -329,7 +333,8 @@ TEST(ShadowTest, RotateKvOnOtherModels) {
         MakeContext(model.get(), ParseCacheChoice("f16"),
                     {.context = kContext, .batch = 128, .on_node = ShadowCache::OnNode, .on_node_data = &shadow});
     Feed(context.get(), Text(), 0, [&](int64_t) { shadow.EndBatch(); });
-    EXPECT_DOUBLE_EQ(shadow.Usage().page_bits_per_value, 3);
+    EXPECT_GT(shadow.Usage().sealed_bytes, 0);
+    EXPECT_LT(shadow.Usage().page_bits_per_value, 5);
   }
 }
 
