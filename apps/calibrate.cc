@@ -50,6 +50,10 @@ void Calibrate(Options options) {
   if (trained > 0 && options.window > trained)
     throw UsageError(fmt::format("--window {}: the model was trained for {} tokens. Give {} or less.", options.window,
                                  trained, trained));
+  // Now, not after an hour of reading.
+  const std::filesystem::path folder = std::filesystem::path(options.out).parent_path();
+  if (!folder.empty() && !std::filesystem::is_directory(folder))
+    throw UsageError(fmt::format("-o {}: there is no folder '{}'.", options.out, folder.string()));
   const std::string text = ReadTextFile(options.text);
   CatchInterrupts();
   Progress progress(options.quiet);

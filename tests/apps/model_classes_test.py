@@ -180,6 +180,7 @@ class ModelClassesTest(unittest.TestCase):
             result = kld("llama", "--shadow", "--caches", "rotatekv")
             self.assertEqual(result.returncode, 1, result.stderr)
             self.assertIn("kvrazor calibrate", result.stderr)
+            self.assertEqual(run("calibrate", model("llama"), text, "-o", os.path.join(folder, "none", "file.json")).returncode, 2)
             result = run("calibrate", model("llama"), text, "-o", calibration, "--window", "256", "--windows", "2", "-t", "1", "-q")
             self.assertEqual(result.returncode, 0, result.stderr)
             result = kld("llama", "--shadow", "--calibration", calibration, "--caches", "rotatekv", "--json")
