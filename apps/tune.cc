@@ -48,7 +48,7 @@ constexpr char kFooter[] =
     "EXAMPLES\n"
     "  kvrazor tune model.gguf book.txt --bits 2.5 -o recipe.json\n"
     "  kvrazor tune model.gguf book.txt --bits 2.75                 in the same folder: only the confirmation is new\n"
-    "  kvrazor tune model.gguf book.txt --bits 2.5 --windows 2 --window 1024 --groups 6      quicker and rougher\n"
+    "  kvrazor tune model.gguf book.txt --bits 2.5 --windows 2 --window 1024      quicker and rougher\n"
     "  kvrazor run -m model.gguf -p 'Hello' --recipe recipe.json\n\n"
     "FILES\n"
     "  DIR (--out) holds what was measured (windows.jsonl, run.json): the same command goes on from there after an "
@@ -61,8 +61,8 @@ constexpr char kFooter[] =
 struct Options {
   std::string model, text, recipe, out;
   double bits = 0;
-  eval::WindowChoice choice{.windows = 4, .step = 2};
-  int groups = 10, threads = 0;
+  eval::WindowChoice choice{.windows = 4};
+  int groups = 6, threads = 0;
   bool json = false, quiet = false, verbose = false;
 
   int64_t choosing_windows() const { return (choice.windows + 1) / 2; }
