@@ -52,7 +52,7 @@ class CommandLineTest(unittest.TestCase):
 class HelpTest(CommandLineTest):
     def test_every_command_explains_itself(self):
         self.assertIn("EXAMPLES", self.succeeds("--help").stdout)
-        for command in "run", "serve", "compare", "bench", "plan", "methods", "explain", "calibrate":
+        for command in "run", "serve", "compare", "bench", "plan", "methods", "explain", "tune", "calibrate":
             with self.subTest(command):
                 text = self.succeeds(command, "--help").stdout
                 self.assertIn("EXAMPLES", text)

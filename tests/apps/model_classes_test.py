@@ -92,6 +92,25 @@ class ModelClassesTest(unittest.TestCase):
                     self.assertEqual(result.returncode, 3, result.stderr[-2000:])
                     self.assertIn("head_dim=80", result.stderr)
 
+    def test_divergence_with_the_newest_page_sealed(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as text:
+            text.write("A line of text. " * 200)
+            text.flush()
+            kld = ("eval", "kld", "-f", text.name, "--windows", "1", "--step", "8", "-t", "1", "-q", "--json", "--caches", "kvrazor:f16,razor-2", "--window")
+            as_used, sealed = (json.loads(run(*kld, "512", *more, "-m", model("llama")).stdout) for more in ((), ("--seal-newest",)))
+            self.assertEqual([as_used["newest_page"], sealed["newest_page"]], ["16 bits", "sealed"])
+            # What stays in 16 bits is computed twice and comes out the same; from quantized pages more is read.
+            self.assertEqual(as_used["results"][1], sealed["results"][1])
+            first = [r["results"][2]["kld_mean"] for r in (as_used, sealed)]
+            self.assertNotEqual(*first)
+            self.assertEqual(as_used["results"][2]["page_bits_per_value"], sealed["results"][2]["page_bits_per_value"])
+            result = run(*kld, "600", "--seal-newest", "-m", model("llama"))
+            self.assertEqual(result.returncode, 2)
+            self.assertIn("multiple of 128", result.stderr)
+            result = run(*kld, "512", "--seal-newest", "-m", model("recurrent"))
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("cannot take tokens back", result.stderr)
+
     def test_tune(self):
         with tempfile.TemporaryDirectory() as folder:
             text = os.path.join(folder, "text.txt")
