@@ -25,18 +25,20 @@ std::string Table(const std::vector<Json>& records) {
       "cache</th><th>smaller<br>than f16</th><th>peak<br>"
       "memory</th><th>prefill<br>tok/s</th><th>decode<br>tok/s</th><th>decode<br>vs "
       "f16</th><th>perplexity</th><th>KLD<br>mean</th><th>KLD<br>"
-      "median</th><th>KLD<br>99 %</th><th>same top<br>token</th></tr></thead><tbody>\n";
+      "median</th><th>KLD<br>99 %</th><th>KLD<br>largest</th><th>same top<br>token</th></tr></thead><tbody>\n";
   for (const Json& r : records) {
     html += fmt::format(
         "<tr><td><span class=\"dot\" "
         "style=\"background:{}\"></span>{}</td><td>{:.2f}</td><td>{}</td><td>{:.2f}&times;</td><td>{}</td><td>{:.0f}</"
         "td>"
-        "<td>{:.1f}</td><td>{:.2f}&times;</td><td>{:.3f}</td><td>{:.4f}</td><td>{:.4f}</td><td>{:.3f}</td><td>{:.1f} "
+        "<td>{:.1f}</td><td>{:.2f}&times;</td><td>{:.3f}</td><td>{:.4f}</td><td>{:.4f}</td><td>{:.3f}</td><td>{:.2f}</"
+        "td><td>{:.1f} "
         "%</td></tr>\n",
         Colour(r), Escaped(Name(r)), Number(r, "bits_per_value"), Bytes(Number(r, "kv_bytes")),
         Number(f16, "kv_bytes") / Number(r, "kv_bytes"), Bytes(Number(r, "peak_rss_bytes")), Number(r, "prefill_tps"),
         Number(r, "decode_tps"), Number(r, "decode_tps") / Number(f16, "decode_tps"), Number(r, "ppl"),
-        Number(r, "kld_mean"), Number(r, "kld_median"), Number(r, "kld_p99"), 100 * Number(r, "same_top1"));
+        Number(r, "kld_mean"), Number(r, "kld_median"), Number(r, "kld_p99"), Number(r, "kld_max"),
+        100 * Number(r, "same_top1"));
   }
   return html + "</tbody></table></div>\n";
 }

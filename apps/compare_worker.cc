@@ -133,6 +133,7 @@ Json CompareJob(const Json& job, const OnProgress& progress) {
   result["kld_p99"] = agreement.kld_p99;
   result["kld_p999"] = agreement.kld_p999;
   result["kld_max"] = agreement.kld_max;
+  result["kld_max_position"] = positions[static_cast<size_t>(agreement.worst_index)];
   result["same_top1"] = agreement.same_top1;
   return result;
 }

@@ -60,7 +60,7 @@ struct ShadowCache::Job {
 
   size_t offset() const { return static_cast<size_t>(page * kPageTokens * tensor->row_bytes()); }
   void Read() {
-    rows.resize(static_cast<size_t>(kPageTokens * tensor->root->ne[0]));
+    rows.resize(static_cast<size_t>(kPageTokens * tensor->row_values));
     ggml_backend_tensor_get(tensor->root, rows.data(), offset(), rows.size() * sizeof(f16_bits));
   }
   void Write() const { ggml_backend_tensor_set(tensor->root, rows.data(), offset(), rows.size() * sizeof(f16_bits)); }
@@ -98,7 +98,7 @@ void ShadowCache::Job::Quantize() {
 
   std::vector<float> own(rows.size());
   Resize(back.data(), heads, page_dim, tensor->head_dim, own.data());
-  const int64_t width = tensor->root->ne[0];
+  const int64_t width = tensor->row_values;
   for (int t = 0; t < kPageTokens; ++t) {
     if (exact.Test(t)) continue;
     std::transform(own.begin() + t * width, own.begin() + (t + 1) * width, rows.begin() + t * width, F16FromF32);
@@ -175,6 +175,7 @@ void ShadowCache::SeeRows(const ggml_tensor* set_rows, int index, Side side) {
     throw refuse(
         "they are stored transposed, value by value (no flash attention); a page of tokens is not a block then.");
   tensor.root = root;
+  tensor.row_values = root->ne[0];
   if (side == Side::kValue) return;
 
   if (!layer.pages) layer.pages = std::make_unique<ShadowPages>(root->ne[1], recipe_.residual_tokens);
@@ -296,7 +297,7 @@ void ShadowCache::ChooseExact(Layer& layer, int64_t page) {
   if (layer.rule.chooses()) {
     Job keys = {.layer = &layer, .tensor = &layer.keys, .page = page, .rows = {}};
     keys.Read();
-    layer.pages->Choose(page, kvrazor::ChooseExact(layer.rule, keys.rows.data(), layer.keys.root->ne[0],
+    layer.pages->Choose(page, kvrazor::ChooseExact(layer.rule, keys.rows.data(), layer.keys.row_values,
                                                    layer.pages->exact(page), layer.trace));
   }
   if (!layer.before_rope) return;
@@ -338,7 +339,7 @@ KvUsage ShadowCache::Usage() const {
       usage.staging_bytes += (written - sealed_rows) * tensor->row_bytes();
       usage.sealed_bytes += sealed_rows / kPageTokens * tensor->layout.page_bytes;
       if (tensor->seals()) usage.sink_bytes += layer.pages->num_sealed_exact() * tensor->row_bytes();
-      page_values += sealed_rows * tensor->root->ne[0];
+      page_values += sealed_rows * tensor->row_values;
       page_bytes += sealed_rows / kPageTokens * tensor->layout.page_bytes;
       if (tensor->seals()) page_bytes += layer.pages->num_sealed_chosen() * tensor->row_bytes();
     }

@@ -43,16 +43,18 @@ class ShadowCache {
   /// (recurrent), both in one tensor (MLA), another type than f16.
   void EndBatch();
 
-  /// What packed pages of the same contents would take: sealed pages, 16-bit rows, sinks, second moments; no tables.
+  /// What packed pages of the same contents would take: sealed pages, 16-bit rows, sinks, second moments; no tables. Also when
+  /// the context is gone.
   KvUsage Usage() const;
 
  private:
   struct Tensor {
-    ggml_tensor* root = nullptr;  // [row_values, slots] f16
-    PageLayout layout;            // of a sealed page; heads filled up
-    int head_dim = 0;             // the model's
+    ggml_tensor* root = nullptr;  // [row_values, slots] f16, the context's
+    int64_t row_values = 0;
+    PageLayout layout;  // of a sealed page; heads filled up
+    int head_dim = 0;   // the model's
     bool seals() const { return layout.page_bytes > 0; }
-    int64_t row_bytes() const { return root->ne[0] * 2; }
+    int64_t row_bytes() const { return row_values * 2; }
   };
   struct BeforeRope {
     std::vector<int32_t> order;  // of the channels

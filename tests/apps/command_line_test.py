@@ -242,7 +242,7 @@ class BenchTest(CommandLineTest):
 
 
 class CompareTest(CommandLineTest):
-    FIELDS = ("recipe context bits_per_value kv_bytes peak_rss_bytes prefill_tps decode_tps ppl kld_mean kld_median kld_p99 same_top1 answer "
+    FIELDS = ("recipe context bits_per_value kv_bytes peak_rss_bytes prefill_tps decode_tps ppl kld_mean kld_median kld_p99 kld_p999 kld_max kld_max_position same_top1 answer "
               "machine commit command").split()
 
     def arguments(self, *more):

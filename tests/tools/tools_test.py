@@ -192,7 +192,7 @@ class BootstrapTest(TreeTest):
     def test_unknown_stage(self):
         status, output = self.bootstrap("everything")
         self.assertEqual(status, 1)
-        self.assertIn("there are packages, sources, model and page", output)
+        self.assertIn("there are packages, sources, model, page and model-qwen", output)
 
 
 if __name__ == "__main__":

@@ -201,18 +201,20 @@ TEST(OutlierTokensTest, AreCountedAndRestored) {
   const llama_token* tokens = Host::Get()->text().data();
   kvrazor_ggml_reset_counters();
   ContextOptions options;
-  options.recipe = "ott:exact=3,exact-extra=5,sinks=2";
+  const int64_t layers = Host::Get()->num_layers(), untraced = std::min<int64_t>(2, layers - 1);
+  options.recipe = "ott:exact=3,exact-extra=5,sinks=2,exact-from=" + std::to_string(untraced);
   const ContextPtr first = Host::Get()->NewContext(options);
   Decode(first.get(), tokens, kPrompt, 0);
   const kvrazor_ggml_stats s = Stats();
-  constexpr int64_t kRow = 192 * 2, kSides = 60, kTracing = 56;  // of 30 layers all but the first two trace
-  EXPECT_GE(s.exact_bytes, kSides * 2 * kRow + kTracing * 3 * kRow);
-  EXPECT_LE(s.exact_bytes, kSides * 2 * kRow + kTracing * 8 * kRow);
-  EXPECT_EQ(s.exact_bytes % kRow, 0);
-  const int64_t page_bytes = 128 * 192 * 3 / 8;  // 3 bits: codes and parameters
-  EXPECT_DOUBLE_EQ(s.bits_per_value,
-                   8.0 * static_cast<double>(kSides * 3 * page_bytes + s.exact_bytes - kSides * 2 * kRow) /
-                       static_cast<double>(kSides * 3 * 128 * 192))
+  const int64_t sides = 2 * layers, tracing = 2 * (layers - untraced);
+  const int64_t row = s.f16_equivalent_bytes / (sides * llama_n_ctx(first.get())), row_values = row / 2;
+  EXPECT_GE(s.exact_bytes, sides * 2 * row + tracing * 3 * row);
+  EXPECT_LE(s.exact_bytes, sides * 2 * row + tracing * 8 * row);
+  EXPECT_EQ(s.exact_bytes % row, 0);
+  const int64_t page_bytes = 128 * row_values * 3 / 8;  // 3 bits: codes and parameters
+  EXPECT_DOUBLE_EQ(s.bits_per_value, 8.0 *
+                                         static_cast<double>(sides * 3 * page_bytes + s.exact_bytes - sides * 2 * row) /
+                                         static_cast<double>(sides * 3 * 128 * row_values))
       << "outlier tokens are counted, sinks are not";
   EXPECT_EQ(s.total_bytes, s.packed_bytes + s.staging_bytes + s.exact_bytes + s.table_bytes + s.other_bytes);
   const std::vector<uint8_t> state = Save(first.get());
