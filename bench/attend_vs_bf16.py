@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Decode attention over a packed cache against the best BF16 attention, in the same process on the same GPU.
 
-  python3 bench/attend_vs_bf16.py --library build/cuda/bin/libkvrazor_cuda_c.so --out bench/results [--recipes razor-2,oscar]
+  python3 bench/attend_vs_bf16.py --library build/cuda/bin/libkvrazor_cuda_c.so --out bench/results [--recipes razor-2 oscar:k4g32,v4g32]
 
 Baselines: torch scaled_dot_product_attention with the cuDNN and the FlashAttention backend, enable_gqa, the better of the two. Every
 time is the median of graph replays; a graph runs through several caches so that the L2 cache is cold. Ours includes the rotation of
@@ -152,7 +152,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", required=True, type=pathlib.Path)
     parser.add_argument("--out", type=pathlib.Path, help="folder for <gpu>/attend_vs_bf16.json")
-    parser.add_argument("--recipes", default="razor-2,oscar")
+    parser.add_argument("--recipes", nargs="+", default=["razor-2", "razor-3", "oscar"])
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--kv-heads", type=int, default=8)
     parser.add_argument("--qo-heads", type=int, default=32)
@@ -180,7 +180,7 @@ def main():
         torch.cuda.empty_cache()
 
     records = []
-    for recipe in args.recipes.split(","):
+    for recipe in args.recipes:
         for stages, programmatic in itertools.product(map(int, args.stages.split(",")), map(int, args.programmatic.split(","))):
             packed = Packed(library, args, recipe, max(b for b, _ in shapes), max(c for _, c in shapes) + PAGE, stages, programmatic)
             packed.make_pool(max(8192, max(b * (c // PAGE) for b, c in shapes)))

@@ -1,6 +1,7 @@
 // Time of sealing, appending, the query metric and reading back on the GPU, against the copy bandwidth of the same run.
 //
-//   cuda_store_bench [OUT.json]      8 kv heads, 32 query heads, head_dim 128
+//   cuda_store_bench [OUT.json [ONLY]]      8 kv heads, 32 query heads, head_dim 128; ONLY "seal oscar": cases whose name begins so; OUT.json
+//                                           may be "-" for none
 //
 // Each time is the median of graph replays, divided by the launches in the graph; launches go round over buffers larger together than the
 // L2 cache. Bytes are what the op must read and write once.
@@ -126,10 +127,12 @@ Timing Time(int count, const std::function<void(int, cudaStream_t)>& launch) {
 
 class Report {
  public:
-  Report(std::string device, double copy) : device_(std::move(device)), copy_(copy) {
+  Report(std::string device, double copy, std::string only)
+      : device_(std::move(device)), copy_(copy), only_(std::move(only)) {
     std::printf("%s, copy %.0f GB/s (read + written)\n%-34s %10s %7s %9s %s\n", device_.c_str(), copy_ * 1e-9, "op",
                 "us", "spread", "GB/s", "of copy");
   }
+  bool Wants(const std::string& name) const { return name.compare(0, only_.size(), only_) == 0; }
   void Add(const std::string& op, const std::string& recipe, const std::string& what, Timing t, int64_t bytes) {
     const double rate = static_cast<double>(bytes) / t.us * 1e6;
     std::printf("%-34s %10.2f %6.1f%% %9.0f %6.1f%%\n", (op + " " + recipe + " " + what).c_str(), t.us, 100 * t.spread,
@@ -151,6 +154,7 @@ class Report {
  private:
   std::string device_;
   double copy_;
+  std::string only_;
   std::vector<std::string> lines_;
 };
 
@@ -206,6 +210,9 @@ void BenchSeal(Report& report, const Device& device, const MetricPlan& metric_pl
   };
   for (const Case& c : {Case{"oscar", false}, Case{"kivi", false}, Case{"razor-2", true}, Case{"razor-2", false}}) {
     const PackedFormat f = Format(c.recipe);
+    const std::string what =
+        std::string("128K tokens") + (f.kind == PageKind::kRazor && !c.with_metric ? ", no metric" : "");
+    if (!report.Wants(std::string("seal ") + c.recipe + " " + what)) continue;
     const SealPlan plan({.format = f, .max_jobs = kPages}, device);
     plan.Init();
     const Buffer packed(kPages * f.page_bytes());
@@ -218,9 +225,7 @@ void BenchSeal(Report& report, const Device& device, const MetricPlan& metric_pl
                 .metric = c.with_metric ? metric->as<void>() : nullptr},
                s);
     });
-    report.Add("seal", c.recipe,
-               std::string("128K tokens") + (f.kind == PageKind::kRazor && !c.with_metric ? ", no metric" : ""), t,
-               2 * kTokensAll * kRow * 2 + kPages * f.page_bytes());
+    report.Add("seal", c.recipe, what, t, 2 * kTokensAll * kRow * 2 + kPages * f.page_bytes());
     // Back to row pages.
     std::vector<DequantizeJob> back(kPages);
     for (int i = 0; i < kPages; ++i) back[i] = {.source = i, .target = ~i};
@@ -251,6 +256,8 @@ void BenchAppend(Report& report, const Device& device, const MetricPlan& metric_
     for (int i = 0; i < kBatch; ++i) slots.push_back((2 * i + 1) * kPageTokens + i);
     const auto d_slots = Upload(slots);
     for (const int num_jobs : {0, 1, 64}) {
+      const std::string what = "64 tokens, " + std::to_string(num_jobs) + " sealed";
+      if (!report.Wants(std::string("append ") + recipe + " " + what)) continue;
       std::vector<SealJob> list(kBatch);
       for (int i = 0; i < kBatch; ++i) list[i] = {.source = ~(2 * i), .target = i < num_jobs ? i : -1};
       std::shuffle(list.begin(), list.end(), std::mt19937(1));
@@ -274,8 +281,7 @@ void BenchAppend(Report& report, const Device& device, const MetricPlan& metric_
                      .metric = f.kind == PageKind::kRazor ? metric->as<void>() : nullptr},
                     s);
       });
-      report.Add("append", recipe, "64 tokens, " + std::to_string(num_jobs) + " sealed", t,
-                 4 * kBatch * kRow * 2 + num_jobs * (f.row_page_bytes() + f.page_bytes()));
+      report.Add("append", recipe, what, t, 4 * kBatch * kRow * 2 + num_jobs * (f.row_page_bytes() + f.page_bytes()));
     }
   }
 }
@@ -306,13 +312,13 @@ int main(int argc, char** argv) {
       return 0;
     }
     const Device device = CurrentDevice();
-    Report report(device.name, CopyBandwidth());
+    Report report(device.name, CopyBandwidth(), argc > 2 ? argv[2] : "");
     const MetricPlan metric({kHeadDim, kKvHeads, kQoHeads}, device);
     metric.Init();
     BenchSeal(report, device, metric);
     BenchAppend(report, device, metric);
-    BenchMetric(report, metric);
-    if (argc > 1) report.Write(argv[1]);
+    if (report.Wants("second moment") || report.Wants("factor")) BenchMetric(report, metric);
+    if (argc > 1 && std::string(argv[1]) != "-") report.Write(argv[1]);
     return 0;
   } catch (const std::exception& e) {
     std::fprintf(stderr, "%s\n", e.what());

@@ -5,13 +5,13 @@
 //
 //   operand A  codes straight from the word: w & (0x00030003 << 2j) is a pair of f16 subnormals, 4^j code 2^-24. Rows g + 8 stand two
 //              bits higher than rows g and leave with a factor 4; odd tiles of the summed dimension four bits higher than even ones,
-//              which operand B carries as 1/16
+//              which operand B carries as 1/16. Codes of 4 bits: rows g + 8 four bits higher, factor 16; odd tiles are shifted down
 //   operand B  keys: q times the scales, to 22 bits: column 2h is the product rounded to f16, column 2h + 1 what the rounding lost, so
 //              that large logits are exact enough; values: weights times scales, f16
 //   offsets    keys: rows g of A are one group of 32 tokens, rows g + 8 the other, one product for 64 tokens; values: rows are the
 //              groups of channels, a running sum of its own that joins the output when the warp leaves its pages
 //
-// Bytes: keys 4096 + 2048, values 4096 + 2048, norms 256; 12544, read once.
+// Bytes: keys 4096 (4 bits: 8192) + 2048, values likewise, norms 256; 12544 to 20736, read once.
 #pragma once
 
 #include "src/backends/cuda/attend_params.h"
@@ -20,15 +20,18 @@
 
 namespace kvrazor::cuda {
 
-template <int kDim, int kTiles>
+template <int kDim_, int kTiles_, int kKeyBits, int kValueBits>
 struct AffineCodec {
-  using Page = AffinePage<kDim>;
+  static constexpr int kDim = kDim_, kTiles = kTiles_;
+  using Page = AffinePage<kDim, kKeyBits, kValueBits>;
   static constexpr int kTeamWarps = 2;  // a page
   static constexpr int kTeams = 6;
   static constexpr bool kMovesRegisters = true;  // 12 consumer warps would have 128 and spill in the loop
   static constexpr int kGroups = kDim / 32;      // of channels
   static constexpr float kWeightUnit = 16;       // small weights stay f16 normals, times a scale below 4096 they do not overflow
   static constexpr float kSubnormal = 16777216;  // 2^24
+  static constexpr float kKeyRows = 1 << kKeyBits, kValueRows = 1 << kValueBits;  // factor of the rows g + 8
+  static constexpr float kKeyOdd = kKeyBits == 2 ? 16 : 1;                        // of odd tiles of the summed dimension
   static constexpr float kLargestQuery = 64;     // a head's queries, by a power of two: times a scale below 1024 they do not overflow
 
   /// Query fragments in shared memory: uint4 [D/16][32 lanes] a head tile, {high or low of q, plus or minus high} in even and odd
@@ -41,7 +44,7 @@ struct AffineCodec {
     float scale[kTiles];
   };
 
-  /// In pages the output is in fragment form: out[column][2j + r] counts kWeightUnit 2^-24 4^r, and offsets are summed apart.
+  /// In pages the output is in fragment form: out[column][2j + r] counts kWeightUnit 2^-24 kValueRows^r, and offsets are summed apart.
   struct State : RunningSoftmax<kDim, kTiles, 2> {
     using Base = RunningSoftmax<kDim, kTiles, 2>;
     float offset[2];  // row g % kGroups, column 2q and the next
@@ -58,7 +61,7 @@ struct AffineCodec {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? 4.f : 1.f) * kWeightUnit / kSubnormal;
+        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? kValueRows : 1.f) * kWeightUnit / kSubnormal;
       }
     }
     __device__ void LeavePages() {
@@ -66,7 +69,7 @@ struct AffineCodec {
 #pragma unroll
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
-        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? 0.25f : 1.f) * kSubnormal / kWeightUnit;
+        for (int i = 0; i < kDim / 8; ++i) this->out[n][i] *= (i % 2 ? 1 / kValueRows : 1.f) * kSubnormal / kWeightUnit;
 #pragma unroll
         for (int group = 0; group < kGroups; ++group) {
           const float sum = __shfl_sync(~0u, offset[n], 4 * group + qd) * (1 / kWeightUnit);
@@ -94,7 +97,7 @@ struct AffineCodec {
     uint8_t* tile_at = to + tile * kTileBytes;
 #pragma unroll
     for (int kt = 0; kt < kDim / 16; ++kt) {
-      const float unit = kt % 2 ? up / 16 : up;
+      const float unit = kt % 2 ? up / kKeyOdd : up;
       uint32_t high[2], low[2];
 #pragma unroll
       for (int t = 0; t < 2; ++t) {
@@ -155,7 +158,7 @@ struct AffineCodec {
     const uint32_t odd_column = g % 2 ? 0x3c003c00u : 0u, minus_odd_column = g % 2 ? 0xbc00bc00u : 0u;  // 1 and -1 in f16, or 0
     float code[kTiles][2][2][4] = {};   // [group of 32 tokens][16 tokens of it]
     float offset[kTiles][2][4] = {};    // [parity of kt]; rows g: first group, rows g + 8: second
-    uint4 words[2];
+    uint4 words[2][kKeyBits / 2];
 #pragma unroll
     for (int kt = 0; kt < kDim / 16; ++kt) {
       const int at = (part * (kDim / 16) + kt) * 64 + qd * 16, odd = kt % 2, i = kt % 4 / 2 * 2;
@@ -164,7 +167,9 @@ struct AffineCodec {
       if (kt % 4 == 0) {
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
-          words[group] = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + (((2 * part + group) * (kDim / 64) + kt / 4) * 32 + lane) * 16);
+          const int row = ((2 * part + group) * (kDim / 64) + kt / 4) * (kKeyBits / 2);
+#pragma unroll
+          for (int t = 0; t < kKeyBits / 2; ++t) words[group][t] = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + ((row + t) * 32 + lane) * 16);
         }
       }
 #pragma unroll
@@ -178,7 +183,9 @@ struct AffineCodec {
           const uint32_t b0 = q0.Times(group ? scales.z : scales.x), b1 = q1.Times(group ? scales.w : scales.y);
 #pragma unroll
           for (int tile = 0; tile < 2; ++tile) {
-            MmaCodes(code[n][group][tile], WordOf(words[group], i) >> (8 * tile), WordOf(words[group], i + 1) >> (8 * tile), odd, b0, b1);
+            const uint4& w = words[group][kKeyBits == 2 ? 0 : tile];
+            float(&c)[4] = code[n][group][tile];
+            MmaCodes<kKeyBits>(c[0], c[1], c[2], c[3], WordOf(w, i), WordOf(w, i + 1), tile, odd, b0, b1);
           }
         }
       }
@@ -190,24 +197,26 @@ struct AffineCodec {
       for (int group = 0; group < 2; ++group) {
         const float(&o0)[4] = offset[n][0];
         const float(&o1)[4] = offset[n][1];
-        const float shift = fmaf(16.f, o1[2 * group] + o1[2 * group + 1], o0[2 * group] + o0[2 * group + 1]) * q.scale[n];
+        const float shift = fmaf(kKeyOdd, o1[2 * group] + o1[2 * group + 1], o0[2 * group] + o0[2 * group + 1]) * q.scale[n];
 #pragma unroll
         for (int tile = 0; tile < 2; ++tile) {
           const float(&c)[4] = code[n][group][tile];
           const uint32_t norm = WordOf(norms, 2 * group + tile);
           const int j = 2 * (2 * group + tile);
           logit[n][j] = fmaf(c[0] + c[1], kSubnormal * q.scale[n], shift) * LowF16(norm);
-          logit[n][j + 1] = fmaf(c[2] + c[3], kSubnormal / 4 * q.scale[n], shift) * HighF16(norm);
+          logit[n][j + 1] = fmaf(c[2] + c[3], kSubnormal / kKeyRows * q.scale[n], shift) * HighF16(norm);
         }
       }
     }
   }
 
-  __device__ static void MmaCodes(float (&c)[4], uint32_t x, uint32_t y, int odd, uint32_t b0, uint32_t b1) {
-    MmaCodes(c[0], c[1], c[2], c[3], x, y, odd, b0, b1);
-  }
-  __device__ static void MmaCodes(float& c0, float& c1, float& c2, float& c3, uint32_t x, uint32_t y, int odd, uint32_t b0, uint32_t b1) {
-    const uint32_t low = 0x00030003u << (4 * odd), high = 0x000c000cu << (4 * odd);
+  /// Codes of two words of [tile]'s rows. 2 bits: both tiles are in the word; 4 bits: a word a tile, both parities in it.
+  template <int kBits>
+  __device__ static void MmaCodes(float& c0, float& c1, float& c2, float& c3, uint32_t x, uint32_t y, int tile, int odd, uint32_t b0, uint32_t b1) {
+    const int shift = kBits == 2 ? 8 * tile : 8 * odd;  // a mask further up would reach the exponent of an f16
+    const uint32_t low = kBits == 2 ? 0x00030003u << (4 * odd) : 0x000f000fu, high = low << kBits;
+    x >>= shift;
+    y >>= shift;
     MmaF16(c0, c1, c2, c3, x & low, x & high, y & low, y & high, b0, b1);
   }
 
@@ -242,11 +251,16 @@ struct AffineCodec {
       MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.x, 0, offsets.y, 0, w[0], w[1]);
       MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.z, 0, offsets.w, 0, w[2], w[3]);
       constexpr uint32_t kSixteenth = 0x2c002c00u;  // f16, twice
-      const uint32_t odd0 = Multiply(w[2], kSixteenth), odd1 = Multiply(w[3], kSixteenth);
+      const uint32_t odd0 = kValueBits == 2 ? Multiply(w[2], kSixteenth) : w[2], odd1 = kValueBits == 2 ? Multiply(w[3], kSixteenth) : w[3];
 #pragma unroll
       for (int group = 0; group < kGroups; ++group) {
         const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kValueScale + (group * 4 + 2 * part + pair) * 64 + qd * 16);
-        const uint2 words = *reinterpret_cast<const uint2*>(page + Page::kValueCodes + ((group * 2 + part) * 32 + lane) * 16 + 8 * pair);
+        uint2 words[kValueBits / 2];
+#pragma unroll
+        for (int t = 0; t < kValueBits / 2; ++t) {
+          const int row = (group * 2 + part) * (kValueBits / 2) + t;
+          words[t] = *reinterpret_cast<const uint2*>(page + Page::kValueCodes + (row * 32 + lane) * 16 + 8 * pair);
+        }
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
           const uint32_t b0 = odd ? Multiply(odd0, scales.z) : Multiply(w[0], scales.x);
@@ -254,8 +268,8 @@ struct AffineCodec {
 #pragma unroll
           for (int tile = 0; tile < 2; ++tile) {
             const int j = 2 * (2 * group + tile);
-            MmaCodes(state.out[0][j], state.out[1][j], state.out[0][j + 1], state.out[1][j + 1], words.x >> (8 * tile), words.y >> (8 * tile), odd,
-                     b0, b1);
+            const uint2 x = words[kValueBits == 2 ? 0 : tile];
+            MmaCodes<kValueBits>(state.out[0][j], state.out[1][j], state.out[0][j + 1], state.out[1][j + 1], x.x, x.y, tile, odd, b0, b1);
           }
         }
       }

@@ -65,17 +65,19 @@ void CheckSpec(const AttendSpec& s, const Device& device) {
 }
 
 AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
+  const PageForm form = s.format.form();
+  const auto text = [](const PageForm& f, bool rotate) {
+    return "head_dim=" + Text(f.head_dim) + " " + PageFormText(f) + (rotate ? "" : ", not rotated");
+  };
   std::string built;
   for (const AttendInstance& i : AttendInstances()) {
-    if (i.kind == s.format.kind && i.rotate == s.format.rotate && i.head_dim == s.format.head_dim &&
-        i.head_tiles == head_tiles)
-      return i;
-    if (i.kind == s.format.kind && i.rotate == s.format.rotate) built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+    if (i.form == form && i.rotate == s.format.rotate && i.head_tiles == head_tiles) return i;
+    if (i.form.kind == form.kind && i.head_tiles == head_tiles) built += "\n  " + text(i.form, i.rotate);
   }
-  Refuse("no kernel for head_dim=" + Text(s.format.head_dim) +
-         (s.format.kind == PageKind::kRazor ? " razor" : " affine") + " pages" +
-         (s.format.rotate ? "" : " that are not rotated") + "; this build has head_dim " +
-         (built.empty() ? "none" : built) + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
+  Refuse(
+      "no kernel for " + text(form, s.format.rotate) + "; of this kind this build has" +
+      (built.empty() ? " none" : built) +
+      "\nChoose one of these or the cpu backend, or rebuild with other KVRAZOR_CUDA_HEAD_DIMS or KVRAZOR_CUDA_FORMS.");
 }
 
 }  // namespace
@@ -87,6 +89,7 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   num_blocks_ = (rows + kBlockRows - 1) / kBlockRows;
   block_rows_ = (rows + num_blocks_ - 1) / num_blocks_;
   instance_ = FindInstance(spec, block_rows_ <= kRowsOfOneTile ? 1 : 2);
+  // Another team must not wait for a stage whose last unit is still on its way: the barrier would let it through one phase early.
   if (spec.ring_stages < 0 || spec.ring_stages > kMaxStages || spec.ring_stages % instance_.teams != 0) {
     Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and multiples of " + Text(instance_.teams) +
            " up to " + Text(kMaxStages) + ".");
@@ -106,15 +109,13 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
 int64_t AttendPlan::num_partials() const { return int64_t{2} * device_.num_sms * kBlockRows; }
 
 int64_t AttendPlan::workspace_bytes() const {
-  return num_partials() * (spec_.format.head_dim + 2) * static_cast<int64_t>(sizeof(float)) +
-         int64_t{spec_.max_batch_size} * spec_.format.num_kv_heads * num_blocks_ *
-             static_cast<int64_t>(sizeof(int32_t));
+  return num_partials() * (spec_.format.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
 std::string AttendPlan::Explain() const {
   const PackedFormat& f = spec_.format;
   const std::string math =
-      f.kind == PageKind::kRazor ? "razor pages on int8 tensor cores" : "affine pages on f16 tensor cores";
+      PageFormText(f.form()) + (f.kind == PageKind::kRazor ? " on int8" : " on f16") + " tensor cores";
   return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) +
          ", " + Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head" +
          (spec_.qo_len > 1 ? " and " + Text(spec_.qo_len) + " new tokens" : "") + " in " + Text(num_blocks_) +
@@ -131,7 +132,7 @@ std::string AttendPlan::Explain() const {
 void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
   Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
         "shared memory");
-  Check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(workspace_bytes()), stream), "workspace");
+  Check(cudaMemsetAsync(workspace, kNoPart & 0xff, static_cast<size_t>(workspace_bytes()), stream), "workspace");
 }
 
 void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
@@ -176,7 +177,6 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
       .mask = spec_.masked ? a.mask : nullptr,
       .partial_out = partial_out,
       .partial_lse = partial_lse,
-      .arrivals = reinterpret_cast<int32_t*>(partial_lse + 2 * num_partials()),
       .q_stride = a.q_stride ? a.q_stride : row,
       .out_stride = a.out_stride ? a.out_stride : row,
       .mask_stride = a.mask_stride,

@@ -5,6 +5,7 @@
 #include "src/backends/cuda/attend_params.h"
 #include "src/backends/cuda/attend_shared.h"
 #include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/page_convert.h"
 #include "src/backends/cuda/razor_page.cuh"
 #include "src/backends/cuda/schedule.cuh"
 
@@ -21,16 +22,20 @@ struct StageInfo {
   uint32_t tokens;          // first | last << 16; of the page, or 0 | tokens of the rows
 };
 
-template <bool kRazor, int kDim, int kTiles>
-struct CodecOf { using Type = RazorCodec<kDim, kTiles>; };
-template <int kDim, int kTiles>
-struct CodecOf<false, kDim, kTiles> { using Type = AffineCodec<kDim, kTiles>; };
+/// The codec of a page.
+template <PageForm kForm, int kTiles>
+struct CodecChoice { using Type = RazorCodec<kForm.head_dim, kTiles, kForm.key_bits, kForm.rank_one_mean, kForm.value_groups>; };
+template <PageForm kForm, int kTiles>
+  requires(kForm.kind == PageKind::kAffine)
+struct CodecChoice<kForm, kTiles> { using Type = AffineCodec<kForm.head_dim, kTiles, kForm.key_bits, kForm.value_bits>; };
+template <PageForm kForm, int kTiles>
+using CodecOf = typename CodecChoice<kForm, kTiles>::Type;
 
-template <bool kRazor, bool kRotate_, int kDim_, int kTiles_>
+template <class Codec_, bool kRotate_>
 struct AttendConfig {
+  using Codec = Codec_;
   static constexpr bool kRotate = kRotate_;
-  static constexpr int kDim = kDim_, kTiles = kTiles_;
-  using Codec = typename CodecOf<kRazor, kDim, kTiles>::Type;
+  static constexpr int kDim = Codec::kDim, kTiles = Codec::kTiles;
   using Page = typename Codec::Page;
   using State = typename Codec::State;
   static constexpr int kTeamWarps = Codec::kTeamWarps, kTeams = Codec::kTeams;  // a unit belongs to a team, round robin, and so does a stage
@@ -51,16 +56,13 @@ struct AttendConfig {
   struct Shared {
     uint8_t* ring;             // [num_stages][kStageBytes]
     StageInfo* info;           // [num_stages]
-    uint8_t* q_rows;           // [kQuerySlots][rows][D] f16 or bf16
     uint8_t* q_fragments;      // [kQuerySlots][kQueryBytes]: sealed pages, then 16-bit rows
     float* scratch;            // [kConsumers][rows][kScratchRow]
     float2* scratch_lse;       // [kConsumers][kBlockRows]: maximum, sum
-    float2* merge_weight;      // [kBlockRows][kConsumers]: factor, factor * sum
-    float* merge_top;          // [kBlockRows]
-    int32_t* arrival;          // [4]
+    int32_t* scratch_rotated;  // [kConsumers]: the state is in the pages' basis
     LineInfo* line;
     SequenceUnits* sequences;  // [batch_size]
-    uint32_t full, empty, q_full, q_free, q_ready, q_empty, scratch_full, scratch_empty, refill;  // barriers; refill: one a consumer
+    uint32_t full, empty, q_ready, q_empty, scratch_full, scratch_empty, refill;  // barriers; refill: one a consumer
 
     __device__ Shared(uint8_t* base, const AttendParams& a) {
       uint8_t* p = base;
@@ -70,20 +72,15 @@ struct AttendConfig {
       p = ring;
       take(a.num_stages * kStageBytes);
       info = reinterpret_cast<StageInfo*>(take(a.num_stages * static_cast<int>(sizeof(StageInfo))));
-      q_rows = take(kQuerySlots * a.block_rows * kDim * 2);
       q_fragments = take(kQuerySlots * kQueryBytes);
       scratch = reinterpret_cast<float*>(take(kConsumers * a.block_rows * kScratchRow * 4));
       scratch_lse = reinterpret_cast<float2*>(take(kConsumers * kBlockRows * 8));
-      merge_weight = reinterpret_cast<float2*>(take(kConsumers * kBlockRows * 8));
-      merge_top = reinterpret_cast<float*>(take(kBlockRows * 4));
-      arrival = reinterpret_cast<int32_t*>(take(16));
+      scratch_rotated = reinterpret_cast<int32_t*>(take(kConsumers * 4));
       line = reinterpret_cast<LineInfo*>(take(sizeof(LineInfo)));
       sequences = reinterpret_cast<SequenceUnits*>(take(a.batch_size * static_cast<int>(sizeof(SequenceUnits))));
       full = barriers;
       empty = full + 8 * kMaxStages;
-      q_full = empty + 8 * kMaxStages;
-      q_free = q_full + 8 * kQuerySlots;
-      q_ready = q_free + 8 * kQuerySlots;
+      q_ready = empty + 8 * kMaxStages;
       q_empty = q_ready + 8 * kQuerySlots;
       scratch_full = q_empty + 8 * kQuerySlots;
       scratch_empty = scratch_full + 8;
@@ -94,8 +91,8 @@ struct AttendConfig {
   static int SharedBytes(int num_stages, int block_rows, int batch_size) {
     const auto part = [](int64_t bytes) { return RoundUp(static_cast<int>(bytes), 16); };
     return RoundUp(kBarrierBytes, 128) + part(num_stages * kStageBytes) + part(num_stages * sizeof(StageInfo)) +
-           part(kQuerySlots * block_rows * kDim * 2) + part(kQuerySlots * kQueryBytes) + part(kConsumers * block_rows * kScratchRow * 4) +
-           2 * part(kConsumers * kBlockRows * 8) + part(kBlockRows * 4) + 16 + part(sizeof(LineInfo)) + part(batch_size * sizeof(SequenceUnits));
+           part(kQuerySlots * kQueryBytes) + part(kConsumers * block_rows * kScratchRow * 4) +
+           part(kConsumers * kBlockRows * 8) + part(kConsumers * 4) + part(sizeof(LineInfo)) + part(batch_size * sizeof(SequenceUnits));
   }
 
   /// By one warp; other threads see it after a barrier of the CTA.
@@ -105,9 +102,7 @@ struct AttendConfig {
       BarrierInit(sm.empty + 8 * i, kTeamWarps * kArrivalsPerWarp);
     }
     if (lane < kQuerySlots) {
-      BarrierInit(sm.q_full + 8 * lane, 1);
-      BarrierInit(sm.q_free + 8 * lane, kTiles * kArrivalsPerWarp);
-      BarrierInit(sm.q_ready + 8 * lane, kTiles * kArrivalsPerWarp);
+      BarrierInit(sm.q_ready + 8 * lane, (kTiles + 1) * kArrivalsPerWarp);
       BarrierInit(sm.q_empty + 8 * lane, kConsumers * kArrivalsPerWarp);
     }
     if (lane < kConsumers) BarrierInit(sm.refill + 8 * lane, 1);

@@ -1,9 +1,10 @@
 // The consumer warps: logits, softmax and weighted values of one unit a team at a time; a running state a warp, handed to the mergers
 // at the end of a segment. Sealed pages are summed in the rotated basis and 16-bit rows in the model's; a consumer rotates its state
-// when it passes from one to the other, and what it hands over is in the model's basis.
+// when it passes from one to the other, and hands it over in whichever it is.
 #pragma once
 
 #include "src/backends/cuda/attend_config.cuh"
+#include "src/backends/cuda/attend_merge.cuh"
 #include "src/backends/cuda/row_unit.cuh"
 #include "src/backends/cuda/visibility.cuh"
 
@@ -18,23 +19,27 @@ struct AttendConsumer {
 
   struct StageCursor {
     int stage;
-    uint32_t parities = 0;  // bit i: parity of the next phase of the team's stage i
+    uint32_t parity = 0;  // of the next phase of this stage
 
-    __device__ uint32_t bit() const { return 1u << (stage / Config::kTeams); }
     __device__ void Next(int num_stages) {
-      parities ^= bit();
       stage += Config::kTeams;
-      if (stage >= num_stages) stage -= num_stages;
+      if (stage >= num_stages) {
+        stage -= num_stages;
+        parity ^= 1;
+      }
     }
   };
 
-  /// Makes the state count in the pages' basis and units, or in the model's.
-  __device__ static void Enter(State& state, bool& in_pages, bool pages) {
-    if (in_pages == pages) return;
-    if (!pages) state.LeavePages();
-    if constexpr (Config::kRotate) state.Rotate();
-    if (pages) state.EnterPages();
-    in_pages = pages;
+  /// What a warp has summed so far counts in: nothing yet, the pages' basis and units, or the model's.
+  enum class Basis { kNone, kPages, kModel };
+
+  __device__ static void Enter(State& state, Basis& basis, Basis wanted) {
+    if (basis != wanted && basis != Basis::kNone) {
+      if (wanted == Basis::kModel) state.LeavePages();
+      if constexpr (Config::kRotate) state.Rotate();
+      if (wanted == Basis::kPages) state.EnterPages();
+    }
+    basis = wanted;
   }
 
   /// 16-bit rows, by one warp of the team.
@@ -55,9 +60,10 @@ struct AttendConsumer {
     }
   }
 
-  __device__ static void HandOver(const AttendParams& a, const Shared& sm, int warp, int number, State& state) {
+  __device__ static void HandOver(const AttendParams& a, const Shared& sm, int warp, Basis basis, State& state) {
     const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
-    BarrierWait(sm.scratch_empty, (number & 1) ^ 1);
+    if (basis == Basis::kPages) state.LeavePages();
+    if (lane == 0) sm.scratch_rotated[warp] = basis != Basis::kModel;
 #pragma unroll
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
@@ -70,20 +76,18 @@ struct AttendConsumer {
         if (g == 0) sm.scratch_lse[warp * kBlockRows + row] = make_float2(state.top[n], state.sum[n]);
       }
     }
-    WarpArrive(sm.scratch_full);
   }
 
-  /// True if the last segment ends in a part of a tile; `segment` is then that one.
-  __device__ static bool Run(const AttendParams& a, const Shared& sm, int warp, Segment& last_segment) {
+  /// Returns how many segments there were; `segment` is the last of them.
+  __device__ static int Run(const AttendParams& a, const Shared& sm, int warp, Segment& segment) {
     const int part = warp % Config::kTeamWarps;
     Walk walk(sm.sequences, *sm.line, a);
-    Segment segment;
     StageCursor cursor{warp / Config::kTeamWarps};
     uint32_t refill_parity = 0;
-    bool ends_in_part = false;
     int turn = cursor.stage;  // the team's next unit, counted from the start of the segment
     int round = 0;            // of the team's units; says which warp takes rows
-    for (int number = 0; walk.Next(segment); ++number) {
+    int number = 0;
+    while (walk.Next(segment)) {
       const int slot = number % kQuerySlots;
       const uint8_t* fragments = sm.q_fragments + slot * Config::kQueryBytes;
       const uint2* row_fragments = reinterpret_cast<const uint2*>(fragments + Codec::kQueryBytes);
@@ -93,20 +97,15 @@ struct AttendConsumer {
       Codec::LoadQuery(fragments, query);
       State state;
       state.Clear();
-      bool in_pages = true;
-      for (;; turn += Config::kTeams, ++round) {
-        const bool more = turn < segment.num_units;
-        StageInfo info{nullptr, UnitKind::kRows, 0, 0, 0};
-        if (more) {
-          BarrierWait(sm.full + 8 * cursor.stage, (cursor.parities & cursor.bit()) != 0);
-          info = sm.info[cursor.stage];
-        }
-        const bool takes = info.kind == UnitKind::kPage || (info.kind != UnitKind::kNothing && round % Config::kTeamWarps == part);
-        if (takes || !more) Enter(state, in_pages, info.kind == UnitKind::kPage);  // what is handed over is in the model's basis
-        if (!more) break;
+      Basis basis = Basis::kNone;
+      for (; turn < segment.num_units; turn += Config::kTeams, ++round) {
+        BarrierWait(sm.full + 8 * cursor.stage, cursor.parity);
+        const StageInfo info = sm.info[cursor.stage];
         uint8_t* at = sm.ring + cursor.stage * Config::kStageBytes;
         const Visible<kTiles> visible{info.plain != 0, info.base, static_cast<int>(info.tokens & 0xffff), static_cast<int>(info.tokens >> 16),
                                       kv_len, &segment};
+        const bool takes = info.kind == UnitKind::kPage || (info.kind != UnitKind::kNothing && round % Config::kTeamWarps == part);
+        if (takes) Enter(state, basis, info.kind == UnitKind::kPage ? Basis::kPages : Basis::kModel);
         if (info.kind == UnitKind::kPage) {
           Codec::AttendPage(a, at, part, query, visible, state);
         } else if (takes) {
@@ -117,11 +116,17 @@ struct AttendConsumer {
       }
       turn -= segment.num_units;
       WarpArrive(sm.q_empty + 8 * slot);
-      HandOver(a, sm, warp, number, state);
-      ends_in_part = segment.num_units != segment.tile_units;
-      last_segment = segment;
+      BarrierWait(sm.scratch_empty, (number & 1) ^ 1);
+      HandOver(a, sm, warp, basis, state);
+      ++number;
+      if (walk.IsLast()) {  // nothing is left to do: the consumers merge it themselves
+        NamedBarrier<2, Config::kConsumers * 32>();
+        AttendMerge<Config>::MergeStates(a, sm, segment, warp, Config::kConsumers);
+        break;
+      }
+      WarpArrive(sm.scratch_full);
     }
-    return ends_in_part;
+    return number;
   }
 };
 

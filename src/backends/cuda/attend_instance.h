@@ -1,4 +1,4 @@
-// One compiled decode kernel. The build writes a file for each (codec, rotation, head_dim, head tiles) from attend_instance.cu.in and
+// One compiled decode kernel. The build writes a file for each (form of the page, rotation, head tiles) from attend_instance.cu.in and
 // a table of them all.
 #pragma once
 
@@ -9,9 +9,8 @@
 namespace kvrazor::cuda {
 
 struct AttendInstance {
-  PageKind kind;
+  PageForm form;
   bool rotate;
-  int head_dim;
   int head_tiles;        // of 4 query heads
   const void* function;  // void (const AttendParams)
   int (*shared_bytes)(int num_stages, int block_rows, int batch_size);

@@ -3,7 +3,7 @@
 //   producer     1 warp           attend_producer.cuh
 //   consumers    8 or 12 warps    attend_consumer.cuh; a unit belongs to a team of 1 (razor) or 2 warps (affine), round robin
 //   mergers      3 warps          turn q into operand fragments for the next segment (attend_query.cuh), merge the states of the last one
-//                                 (attend_merge.cuh)
+//                                 (attend_merge.cuh); the CTA's last segment is merged by the consumers
 //
 //   team w of n:  w, w + n, w + 2 n, ... of the segment's units > state > scratch [consumers][rows][D + 8] > mergers
 #pragma once
@@ -17,20 +17,18 @@
 namespace kvrazor::cuda {
 
 template <class Config>
-__device__ void RunMergers(const AttendParams& a, const typename Config::Shared& sm, int warp, int thread) {
+__device__ void RunMergers(const AttendParams& a, const typename Config::Shared& sm, int warp) {
   Walk walk(sm.sequences, *sm.line, a);
   Segment segment{}, next;
-  for (int number = 0;; ++number) {  // queries are prepared one segment ahead
-    const bool more = walk.Next(next);
-    if (more) AttendQuery<Config>::Prepare(a, sm, next, number, warp);
+  for (int number = 0; walk.Next(next); ++number) {  // queries are prepared one segment ahead; the last segment is left to the consumers
+    AttendQuery<Config>::Prepare(a, sm, next, number, warp);
     if (number > 0) {
       BarrierWait(sm.scratch_full, (number - 1) & 1);
-      AttendMerge<Config>::MergeSegment(a, sm, segment, !more, thread);
+      AttendMerge<Config>::MergeStates(a, sm, segment, warp, kMergers);
+      WarpArrive(sm.scratch_empty);
     }
-    if (!more) break;
     segment = next;
   }
-  AttendMerge<Config>::StoreEmpty(a, sm, thread);
 }
 
 /// Lengths and page tables, shared out over the lanes of one warp a CTA: they are the first two of three dependent reads.
@@ -45,9 +43,8 @@ __device__ inline void PrefetchTables(const AttendParams& a, int lane) {
   }
 }
 
-template <bool kRazor, bool kRotate, int kDim, int kTiles>
-__global__ __launch_bounds__((AttendConfig<kRazor, kRotate, kDim, kTiles>::kThreads), 1) void Attend(const __grid_constant__ AttendParams a) {
-  using Config = AttendConfig<kRazor, kRotate, kDim, kTiles>;
+template <class Config>
+__global__ __launch_bounds__(Config::kThreads, 1) void Attend(const __grid_constant__ AttendParams a) {
   constexpr int kConsumers = Config::kConsumers;
   extern __shared__ __align__(128) uint8_t shared[];
   const typename Config::Shared sm(shared, a);
@@ -61,17 +58,17 @@ __global__ __launch_bounds__((AttendConfig<kRazor, kRotate, kDim, kTiles>::kThre
   __syncthreads();
   if (warp < kConsumers) {
     if constexpr (Config::Codec::kMovesRegisters) TakeRegisters<Config::kConsumerRegisters>();
-    Segment last;
-    if (AttendConsumer<Config>::Run(a, sm, warp, last)) {
-      NamedBarrier<2, (kConsumers + kMergers) * 32>();
-      if (sm.arrival[0]) AttendMerge<Config>::MergePartsAtEnd(a, sm, last, static_cast<int>(threadIdx.x));
-    }
+    Segment first{};
+    if (AttendConsumer<Config>::Run(a, sm, warp, first) > 1) Walk(sm.sequences, *sm.line, a).Next(first);
+    const bool owns = first.first_unit > 0 && first.first_unit + first.num_units == first.tile_units;  // the rest of a tile begun before
+    if (owns) AttendMerge<Config>::FinishTile(a, *sm.line, first, warp);
   } else {
     if constexpr (Config::Codec::kMovesRegisters) GiveRegisters<Config::kOtherRegisters>();
     if (warp == kConsumers) {
       AttendProducer<Config>::Run(a, sm);
     } else {
-      RunMergers<Config>(a, sm, warp - kConsumers - 1, static_cast<int>(threadIdx.x) - (kConsumers + 1) * 32);
+      RunMergers<Config>(a, sm, warp - kConsumers - 1);
+      AttendMerge<Config>::StoreEmpty(a, sm, static_cast<int>(threadIdx.x) - (kConsumers + 1) * 32);
     }
   }
 }

@@ -1,5 +1,5 @@
-// The end of a segment: the consumers' states are merged into the result or into a partial; the last CTA to arrive at a tile merges its
-// parts, always in the order of the tile.
+// The end of a segment: the consumers' states are merged into the result or into a part of it; the CTA that has the tile's last part merges
+// them, always in the order of the tile. A part needs no flag: its words are kNoPart until they are stored, and again after they are read.
 #pragma once
 
 #include "src/backends/cuda/attend_config.cuh"
@@ -32,6 +32,17 @@ struct AttendMerge {
     }
   }
 
+  /// Where row `row` of part `k` of a tile lies that begins in `first_cta`. A CTA has two: of the tile that it begins, and of one begun before.
+  __device__ static int64_t PartAt(int first_cta, int k, int row) {
+    return (static_cast<int64_t>(k > 0) * gridDim.x + first_cta + k) * kBlockRows + row;
+  }
+  /// A number that is not kNoPart.
+  __device__ static float Storable(float x) { return __float_as_uint(x) == kNoPart ? __uint_as_float(0x7fc00000u) : x; }
+  __device__ static float4 Storable(const float4& v) { return make_float4(Storable(v.x), Storable(v.y), Storable(v.z), Storable(v.w)); }
+  __device__ static float4 AsFloats(const uint4& v) {
+    return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
+  }
+
   /// A running sum of partial results for four channels of one head.
   struct Part {
     float top = kNoLogit, sum = 0;
@@ -50,142 +61,131 @@ struct AttendMerge {
     }
   };
 
-  /// Parts `group`, group + kMergeGroups, ... of a tile.
-  __device__ static Part ReadParts(const AttendParams& a, int first_cta, int num_parts, int row, int channel, int group) {
+  /// By value: a choice between two variables would put both into memory.
+  __device__ static float4 Select(bool first, float4 a, float4 b) {
+    return make_float4(first ? a.x : b.x, first ? a.y : b.y, first ? a.z : b.z, first ? a.w : b.w);
+  }
+
+  /// H v: v is four of a row's channels; the other lanes of the row hold the rest.
+  __device__ static float4 Rotate(float4 v) {
+    const float4 two = make_float4(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w);
+    float x[4] = {two.x + two.z, two.y + two.w, two.x - two.z, two.y - two.w};
+#pragma unroll
+    for (int o = 1; o < kDim / 4; o <<= 1) {
+      const float sign = (threadIdx.x & o) ? -1.f : 1.f;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) x[i] = fmaf(sign, x[i], __shfl_xor_sync(~0u, x[i], o));
+    }
+    constexpr float kNorm = kHadamardNorm<kDim>;
+    return make_float4(x[0] * kNorm, x[1] * kNorm, x[2] * kNorm, x[3] * kNorm);
+  }
+
+  /// All parts of a tile in their order, waiting for those that are still missing: a word of a part is kNoPart until its CTA has stored
+  /// it. Read parts are made missing again, for the next launch.
+  __device__ static Part TakeParts(const AttendParams& a, int first_cta, int num_parts, int row, int channel) {
     constexpr int kDeep = 9;  // in flight; a tile over all 132 multiprocessors of 8 heads has 17 parts
     Part total;
 #pragma unroll 1
-    for (int base = group; base < num_parts; base += kDeep * kMergeGroups) {
-      float2 lse[kDeep];
-      float4 part[kDeep];
-      float higher = total.top;
+    for (int base = 0; base < num_parts; base += kDeep) {
+      uint2 lse[kDeep];
+      uint4 part[kDeep];
+      bool missing;
+      do {
+        missing = false;
+#pragma unroll
+        for (int i = 0; i < kDeep; ++i) {
+          const int64_t at = PartAt(first_cta, min(base + i, num_parts - 1), row);
+          lse[i] = LoadRelaxed(reinterpret_cast<const uint2*>(a.partial_lse) + at);
+          part[i] = LoadRelaxed(reinterpret_cast<const uint4*>(a.partial_out + at * kDim + channel));
+        }
+#pragma unroll
+        for (int i = 0; i < kDeep; ++i) {
+          missing |= lse[i].x == kNoPart || lse[i].y == kNoPart;
+          missing |= part[i].x == kNoPart || part[i].y == kNoPart || part[i].z == kNoPart || part[i].w == kNoPart;
+        }
+      } while (missing);
+      __syncwarp();  // a row done twice has been read twice
 #pragma unroll
       for (int i = 0; i < kDeep; ++i) {
-        const int k = base + i * kMergeGroups;
-        lse[i] = make_float2(kNoLogit, 0);
-        part[i] = make_float4(0, 0, 0, 0);
-        if (k < num_parts) {
-          const int64_t at = (static_cast<int64_t>(k == 0) * gridDim.x + first_cta + k) * kBlockRows + row;
-          lse[i] = __ldcg(reinterpret_cast<const float2*>(a.partial_lse) + at);
-          part[i] = __ldcg(reinterpret_cast<const float4*>(a.partial_out + at * kDim + channel));
-        }
+        if (base + i >= num_parts) continue;
+        const int64_t at = PartAt(first_cta, base + i, row);
+        __stcg(reinterpret_cast<uint4*>(a.partial_out + at * kDim + channel), make_uint4(kNoPart, kNoPart, kNoPart, kNoPart));
+        if (channel == 0) __stcg(reinterpret_cast<uint2*>(a.partial_lse) + at, make_uint2(kNoPart, kNoPart));
       }
+      float higher = total.top;
 #pragma unroll
-      for (int i = 0; i < kDeep; ++i) higher = fmaxf(higher, lse[i].x);
+      for (int i = 0; i < kDeep; ++i) higher = fmaxf(higher, __uint_as_float(lse[i].x));
       total.Rescale(higher);
 #pragma unroll
-      for (int i = 0; i < kDeep; ++i) total.Add(lse[i].x, lse[i].y, part[i]);
+      for (int i = 0; i < kDeep; ++i) {
+        if (base + i < num_parts) total.Add(__uint_as_float(lse[i].x), __uint_as_float(lse[i].y), AsFloats(part[i]));
+      }
     }
     return total;
   }
 
-  /// The groups joined in their order: the same arithmetic whoever merges.
-  __device__ static void StoreGroups(const AttendParams& a, const Segment& segment, int row, int channel, const Part (&groups)[kMergeGroups]) {
-    Part total;
-    float higher = kNoLogit;
-#pragma unroll
-    for (int i = 0; i < kMergeGroups; ++i) higher = fmaxf(higher, groups[i].top);
-    total.Rescale(higher);
-#pragma unroll
-    for (int i = 0; i < kMergeGroups; ++i) total.Add(groups[i].top, groups[i].sum, groups[i].out);
-    StoreResult(a, segment, row, channel, total.top, total.sum, total.out);
-  }
-
-  /// By the mergers, while the consumers work on.
-  __device__ static void MergeParts(const AttendParams& a, const Segment& segment, int first_cta, int num_parts, int thread) {
-#pragma unroll 1
-    for (int x = thread; x < segment.rows * (kDim / 4); x += kMergers * 32) {
-      const int row = x / (kDim / 4), channel = x % (kDim / 4) * 4;
-      Part groups[kMergeGroups];
-      for (int i = 0; i < kMergeGroups; ++i) groups[i] = ReadParts(a, first_cta, num_parts, row, channel, i);
-      StoreGroups(a, segment, row, channel, groups);
-    }
-  }
-
-  /// By the consumers, which have nothing left to do: a group a thread, joined through the scratch.
-  __device__ static void MergePartsAtEnd(const AttendParams& a, const Shared& sm, const Segment& segment, int thread) {
-    const int first_cta = sm.arrival[1], num_parts = sm.arrival[2];
+  /// By the consumers of the CTA that has a tile's last part, when they have nothing left to do. It waits for CTAs of lower index only,
+  /// which the device has started before this one.
+  __device__ static void FinishTile(const AttendParams& a, const LineInfo& line, const Segment& segment, int warp) {
+    const int first_cta = CtaOf(line, segment.tile_at + 1), num_parts = static_cast<int>(blockIdx.x) - first_cta + 1;
     const int items = segment.rows * (kDim / 4);
-    float* exchange = sm.scratch;  // [groups - 1][items][8]; groups * items * 32 bytes fit in the scratch
 #pragma unroll 1
-    for (int x = thread; x < items * kMergeGroups; x += kConsumers * 32) {
-      const int item = x % items, group = x / items;
-      const Part p = ReadParts(a, first_cta, num_parts, item / (kDim / 4), item % (kDim / 4) * 4, group);
-      *reinterpret_cast<float4*>(exchange + x * 8) = p.out;
-      *reinterpret_cast<float2*>(exchange + x * 8 + 4) = make_float2(p.top, p.sum);
-    }
-    NamedBarrier<3, kConsumers * 32>();
-    for (int item = thread; item < items; item += kConsumers * 32) {
-      Part groups[kMergeGroups];
-#pragma unroll
-      for (int i = 0; i < kMergeGroups; ++i) {
-        const float* from = exchange + (i * items + item) * 8;
-        const float2 lse = *reinterpret_cast<const float2*>(from + 4);
-        groups[i].out = *reinterpret_cast<const float4*>(from);
-        groups[i].top = lse.x;
-        groups[i].sum = lse.y;
-      }
-      StoreGroups(a, segment, item / (kDim / 4), item % (kDim / 4) * 4, groups);
+    for (int base = warp * 32; base < items; base += kConsumers * 32) {
+      const int item = base + static_cast<int>(threadIdx.x & 31), channel = item % (kDim / 4) * 4;
+      const int row = min(item / (kDim / 4), segment.rows - 1);  // a warp may do the last one twice
+      Part total = TakeParts(a, first_cta, num_parts, row, channel);
+      if constexpr (Config::kRotate) total.out = Rotate(total.out);
+      StoreResult(a, segment, row, channel, total.top, total.sum, total.out);
     }
   }
 
-  /// The states of the consumers in the scratch to the result or to a partial.
-  __device__ static void MergeSegment(const AttendParams& a, const Shared& sm, const Segment& segment, bool is_last_segment, int thread) {
-#pragma unroll 1
-    for (int x = thread; x < kConsumers * segment.rows; x += kMergers * 32) {
-      const int row = x / kConsumers, warp = x % kConsumers;
-      float top = kNoLogit;
-#pragma unroll
-      for (int i = 0; i < kConsumers; ++i) top = fmaxf(top, sm.scratch_lse[i * kBlockRows + row].x);
-      const float2 lse = sm.scratch_lse[warp * kBlockRows + row];
-      const float factor = Exp2(lse.x - top);
-      sm.merge_weight[row * kConsumers + warp] = make_float2(factor, factor * lse.y);
-      if (warp == 0) sm.merge_top[row] = top;
-    }
-    NamedBarrier<1, kMergers * 32>();
+  /// The states of the consumers in the scratch to the result, or to a part in the pages' basis. By `num_warps` warps, this one is `warp`;
+  /// 128 channels of a row a warp.
+  __device__ static void MergeStates(const AttendParams& a, const Shared& sm, const Segment& segment, int warp, int num_warps) {
     const bool whole = segment.num_units == segment.tile_units;
+    const int items = segment.rows * (kDim / 4);
 #pragma unroll 1
-    for (int x = thread; x < segment.rows * (kDim / 4); x += kMergers * 32) {
-      const int row = x / (kDim / 4), channel = x % (kDim / 4) * 4;
-      float sum = 0;
-      float4 out = make_float4(0, 0, 0, 0);
+    for (int base = warp * 32; base < items; base += num_warps * 32) {
+      const int item = base + static_cast<int>(threadIdx.x & 31), channel = item % (kDim / 4) * 4;
+      const int row = min(item / (kDim / 4), segment.rows - 1);  // a warp may do the last one twice
+      float2 lse[kConsumers];
+      float top = kNoLogit, sum = 0;
 #pragma unroll
       for (int i = 0; i < kConsumers; ++i) {
-        const float2 w = sm.merge_weight[row * kConsumers + i];
-        const float4 v = *reinterpret_cast<const float4*>(sm.scratch + (i * a.block_rows + row) * kScratchRow + channel);
-        sum += w.y;
-        out = make_float4(fmaf(w.x, v.x, out.x), fmaf(w.x, v.y, out.y), fmaf(w.x, v.z, out.z), fmaf(w.x, v.w, out.w));
+        lse[i] = sm.scratch_lse[i * kBlockRows + row];
+        top = fmaxf(top, lse[i].x);
       }
-      const float top = sm.merge_top[row];
+      float4 rotated = make_float4(0, 0, 0, 0), plain = make_float4(0, 0, 0, 0);
+      bool any_plain = false;
+#pragma unroll
+      for (int i = 0; i < kConsumers; ++i) {
+        const float factor = Exp2(lse[i].x - top);
+        const float4 v = *reinterpret_cast<const float4*>(sm.scratch + (i * a.block_rows + row) * kScratchRow + channel);
+        sum = fmaf(factor, lse[i].y, sum);
+        const bool is_plain = Config::kRotate && !sm.scratch_rotated[i];
+        any_plain |= is_plain;
+        const float of_rotated = is_plain ? 0.f : factor, of_plain = is_plain ? factor : 0.f;
+        rotated = make_float4(fmaf(of_rotated, v.x, rotated.x), fmaf(of_rotated, v.y, rotated.y), fmaf(of_rotated, v.z, rotated.z),
+                              fmaf(of_rotated, v.w, rotated.w));
+        if constexpr (Config::kRotate) {
+          plain = make_float4(fmaf(of_plain, v.x, plain.x), fmaf(of_plain, v.y, plain.y), fmaf(of_plain, v.z, plain.z), fmaf(of_plain, v.w, plain.w));
+        }
+      }
+      float4 out = rotated;
+      if constexpr (Config::kRotate) {
+        if (whole || any_plain) {  // what is in the other basis is turned and added
+          const float4 other = Rotate(Select(whole, rotated, plain)), own = Select(whole, plain, rotated);
+          out = make_float4(own.x + other.x, own.y + other.y, own.z + other.z, own.w + other.w);
+        }
+      }
       if (whole) {
         StoreResult(a, segment, row, channel, top, sum, out);
       } else {
-        const int64_t at = (static_cast<int64_t>(segment.first_unit == 0) * gridDim.x + blockIdx.x) * kBlockRows + row;
-        __stcg(reinterpret_cast<float4*>(a.partial_out + at * kDim + channel), out);
-        if (channel == 0) __stcg(reinterpret_cast<float2*>(a.partial_lse) + at, make_float2(top, sum));
+        const int64_t at = (static_cast<int64_t>(segment.first_unit != 0) * gridDim.x + blockIdx.x) * kBlockRows + row;
+        __stcg(reinterpret_cast<float4*>(a.partial_out + at * kDim + channel), Storable(out));
+        if (channel == 0) __stcg(reinterpret_cast<float2*>(a.partial_lse) + at, make_float2(Storable(top), Storable(sum)));
       }
     }
-    WarpArrive(sm.scratch_empty);
-    NamedBarrier<1, kMergers * 32>();
-    if (whole) return;
-
-    const int first_cta = CtaOf(*sm.line, segment.tile_at + 1);
-    const int num_parts = CtaOf(*sm.line, segment.tile_at + segment.tile_units) - first_cta + 1;
-    if (thread == 0) {
-      int32_t* arrivals = a.arrivals + segment.sequence * a.num_kv_heads * a.num_blocks + segment.kv_head * a.num_blocks + segment.block;
-      const bool last = AddAcquireRelease(arrivals, 1) == num_parts - 1;
-      if (last) *arrivals = 0;
-      sm.arrival[0] = last;
-      sm.arrival[1] = first_cta;
-      sm.arrival[2] = num_parts;
-    }
-    NamedBarrier<1, kMergers * 32>();
-    if (is_last_segment) {
-      NamedBarrierArrive<2, (kConsumers + kMergers) * 32>();  // the consumers do it
-    } else if (sm.arrival[0]) {
-      MergeParts(a, segment, first_cta, num_parts, thread);
-    }
-    NamedBarrier<1, kMergers * 32>();
   }
 
   /// Sequences without a token: result 0, lse that of the learned sinks, or -inf.

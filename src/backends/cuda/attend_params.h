@@ -18,9 +18,8 @@ struct AttendParams {
   float* lse;                   // [batch_size][qo_len][num_kv_heads * gqa_ratio] or nullptr
   const float* sink_logits;     // [num_kv_heads * gqa_ratio] natural log, or nullptr
   const uint16_t* mask;         // [batch_size][qo_len][mask_stride] f16, added to the logits; or nullptr
-  float* partial_out;           // [2][CTAs][kBlockRows][D]
+  float* partial_out;           // [2][CTAs][kBlockRows][D], kNoPart between launches, like the next
   float* partial_lse;           // [2][CTAs][kBlockRows][2: maximum (log2), sum]
-  int32_t* arrivals;            // [batch_size * num_kv_heads * num_blocks], 0 between launches
   int64_t q_stride;             // values from one sequence to the next
   int64_t out_stride;
   int64_t mask_stride;  // values from one new token to the next

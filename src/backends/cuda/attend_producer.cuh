@@ -1,4 +1,4 @@
-// The producer warp: walks the segments, reads the page table, brings queries and one unit a stage (bulk copies) into the ring.
+// The producer warp: walks the segments, reads the page table, brings one unit a stage (bulk copies) into the ring.
 #pragma once
 
 #include "src/backends/cuda/attend_config.cuh"
@@ -93,24 +93,6 @@ struct AttendProducer {
     return unit;
   }
 
-  __device__ static void SendQueries(const AttendParams& a, const Shared& sm, const Segment& segment, int number, uint64_t policy) {
-    const int slot = number % kQuerySlots, rows = segment.rows;
-    const uint32_t full = sm.q_full + 8 * slot;
-    constexpr int kRowBytes = kDim * 2;
-    uint8_t* to = sm.q_rows + slot * a.block_rows * kRowBytes;
-    const uint16_t* from = a.q + segment.sequence * a.q_stride;
-    BarrierWait(sm.q_free + 8 * slot, ((number / kQuerySlots) & 1) ^ 1);
-    BarrierArriveExpect(full, rows * kRowBytes);
-    if (a.qo_len == 1) {
-      BulkCopy(SharedAddress(to), from + typename Config::QueryRow(a, segment, 0).Index(a) * kDim, rows * kRowBytes, full, policy);
-    } else {
-#pragma unroll 1
-      for (int r = 0; r < rows; ++r) {
-        BulkCopy(SharedAddress(to + r * kRowBytes), from + typename Config::QueryRow(a, segment, r).Index(a) * kDim, kRowBytes, full, policy);
-      }
-    }
-  }
-
   __device__ static void Run(const AttendParams& a, const Shared& sm) {
     const int lane = threadIdx.x & 31;
     const uint64_t policy = ReadOncePolicy();
@@ -118,11 +100,10 @@ struct AttendProducer {
     Segment segment;
     int stage = 0;
     uint32_t parity = 1;
-    for (int number = 0; walk.Next(segment); ++number) {
+    while (walk.Next(segment)) {
       const SequenceUnits s = sm.sequences[segment.sequence];
       const auto place = [&](int u) { return FindPlace(a, s, segment, segment.first_unit + min(u + lane, segment.num_units - 1)); };
-      Place next = place(0);  // in flight while q is sent
-      if (lane == 0) SendQueries(a, sm, segment, number, policy);
+      Place next = place(0);
       for (int base = 0; base < segment.num_units; base += 32) {
         const Unit unit = FindUnit(a, s, segment, next);
         if (base + 32 < segment.num_units) next = place(base + 32);

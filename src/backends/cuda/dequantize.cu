@@ -7,6 +7,7 @@
 
 #include "kvrazor/error.h"
 #include "src/backends/cuda/dequantize.h"
+#include "src/backends/cuda/cpu_side.h"
 #include "src/backends/cuda/page_words.h"
 #include "src/backends/cuda/seal_rows.cuh"
 
@@ -42,12 +43,25 @@ __device__ __forceinline__ uint4 PackChunk(const float* x) {
   return make_uint4(PackSaturated(x[0], x[1]), PackSaturated(x[2], x[3]), PackSaturated(x[4], x[5]), PackSaturated(x[6], x[7]));
 }
 
-__device__ __forceinline__ float CodeAt(uint32_t word, int bit) { return static_cast<float>((word >> bit) & 3u); }
+template <int kBits>
+__device__ __forceinline__ float CodeAt(uint32_t word, int bit) {
+  return static_cast<float>((word >> bit) & ((1u << kBits) - 1));
+}
 
 /// DecodeE3M5 of kvrazor/layout.h.
 __device__ __forceinline__ float DeviceDecodeE3M5(uint8_t b, float base) {
   return b == 0 ? 0.f : base * ldexpf(1.f + static_cast<float>(b & 31) / 32.f, (b >> 5) - 7);
 }
+
+/// The page of a form: one of packed_page.h. Form::kForm is a PageForm (nvcc takes no class as a kernel's template argument).
+template <class Form>
+struct FormPage {
+  static constexpr PageForm kForm = Form::kForm;
+  static constexpr bool kRazor = kForm.kind == PageKind::kRazor;
+  static constexpr int kKeyBits = kForm.key_bits, kValueBits = kForm.value_bits;
+  using Razor = RazorPage<kForm.head_dim, kRazor ? kKeyBits : 2, kForm.rank_one_mean, kForm.value_groups>;
+  using Affine = AffinePage<kForm.head_dim, kRazor ? 2 : kKeyBits, kValueBits>;
+};
 
 /// Token `m` of a thread's row of keys, in the order of the format.
 template <bool kRazor>
@@ -55,16 +69,34 @@ __device__ __forceinline__ int KeyToken(int row, int m) {
   return kRazor ? 64 * (row / 16) + 16 * m + row % 16 : 32 * (row / 8) + 8 * m + row % 8;
 }
 
-template <bool kRazor, int kDim>
+/// Codes of razor's keys: four channels (bytes) of the tokens 64 tg + 16 m + .., from the words of a (32 channels, lane, r).
+template <int kBits>
+__device__ __forceinline__ uint32_t RazorCodes(const uint32_t* words, int tg, int m) {
+  if constexpr (kBits == 2) return words[128 * tg] >> (2 * m) & 0x03030303u;
+  const int i = 4 * tg + m;
+  if (i < 6) return words[128 * (i / 2)] >> (3 * (i % 2)) & 0x07070707u;
+  // The last two lie in the rests of the three words (packed_page.h).
+  return (words[128] >> i & 0x01010101u) | (words[i == 6 ? 0 : 256] >> 6 & 0x03030303u) << 1;
+}
+
+template <class Form, bool kRazor, int kDim>
 __device__ void DecodeKeys(const uint8_t* page, int row, int chunk, float (&x)[4][16]) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(page);
+  constexpr int kBits = FormPage<Form>::kKeyBits;
   if constexpr (kRazor) {
-    using Page = RazorPage<kDim>;
+    using Page = typename FormPage<Form>::Razor;
+    constexpr float kMiddle = 0.5f * ((1 << kBits) - 1);
     const float base = *reinterpret_cast<const float*>(page + Page::kHeader);
     const float mean_scale = *reinterpret_cast<const float*>(page + Page::kHeader + 4);
     float scale[4];
 #pragma unroll
     for (int m = 0; m < 4; ++m) scale[m] = DeviceDecodeE3M5(page[Page::kTokenScale + VectorPosition(KeyToken<true>(row, m), kTokens)], base);
+    float factor[4] = {1, 1, 1, 1};  // of the mean
+    if constexpr (Form::kForm.rank_one_mean) {
+#pragma unroll
+      for (int m = 0; m < 4; ++m)
+        factor[m] = FromF16(*reinterpret_cast<const uint16_t*>(page + Page::kMeanFactor + 2 * VectorPosition(KeyToken<true>(row, m), kTokens)));
+    }
     const int tg = row / 16, r0 = row / 8 % 2, g = row % 8;
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
@@ -72,19 +104,22 @@ __device__ void DecodeKeys(const uint8_t* page, int row, int chunk, float (&x)[4
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int q = 2 * (at % 2) + half;
-        const uint32_t word = words[Page::kKeyCodes / 4 + ((kt * 2 + tg) * 32 + 4 * g + q) * 4 + r];
+        const uint32_t* unit = words + Page::kKeyCodes / 4 + kt * kBits * 128 + (4 * g + q) * 4 + r;
+        uint32_t codes[4];
+#pragma unroll
+        for (int m = 0; m < 4; ++m) codes[m] = RazorCodes<kBits>(unit, tg, m);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int from = RazorWords<kDim>::MeanByte(8 * at + 4 * half + e);
+          const int from = RazorWords<kDim, kBits, Form::kForm.rank_one_mean, Form::kForm.value_groups>::MeanByte(8 * at + 4 * half + e);
           const int steps = 256 * static_cast<int8_t>(page[from]) + 128 + static_cast<int8_t>(page[from + 4]);
           const float mean = static_cast<float>(steps) * mean_scale;
 #pragma unroll
-          for (int m = 0; m < 4; ++m) x[m][8 * c + 4 * half + e] = fmaf(scale[m], CodeAt(word, 8 * e + 2 * m) - 1.5f, mean);
+          for (int m = 0; m < 4; ++m) x[m][8 * c + 4 * half + e] = fmaf(scale[m], CodeAt<kBits>(codes[m], 8 * e) - kMiddle, factor[m] * mean);
         }
       }
     }
   } else {
-    using Page = AffinePage<kDim>;
+    using Page = typename FormPage<Form>::Affine;
     const int part = row / 8, g = row % 8;
     float norm[4];
 #pragma unroll
@@ -93,7 +128,11 @@ __device__ void DecodeKeys(const uint8_t* page, int row, int chunk, float (&x)[4
     const int quad = chunk / 8, i = 2 * (chunk / 4 % 2) + chunk % 2;
 #pragma unroll
     for (int q = 0; q < 4; ++q) {
-      const uint32_t word = words[Page::kKeyCodes / 4 + ((part * (kDim / 64) + quad) * 32 + 4 * g + q) * 4 + i];
+      // 2 bits: fields 4 t + 2 odd + high; 4 bits: 2 odd + high, a word for each t.
+      uint32_t word[2];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        word[t] = words[Page::kKeyCodes / 4 + (((part * (kDim / 64) + quad) * (kBits / 2) + (kBits == 4 ? t : 0)) * 32 + 4 * g + q) * 4 + i];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int at = chunk + 2 * c;
@@ -101,9 +140,9 @@ __device__ void DecodeKeys(const uint8_t* page, int row, int chunk, float (&x)[4
         const float2 offset = __half22float2(AsHalf2(words[Page::KeyOffsetByte(part, 8 * at + 2 * q) / 4]));
 #pragma unroll
         for (int m = 0; m < 4; ++m) {
-          const int field = 8 * (m >> 1) + 4 * c + 2 * (m & 1);
-          x[m][8 * c + 2 * q] = fmaf(scale.x, CodeAt(word, field), offset.x) * norm[m];
-          x[m][8 * c + 2 * q + 1] = fmaf(scale.y, CodeAt(word, field + 16), offset.y) * norm[m];
+          const int bit = kBits * ((kBits == 2 ? 4 * (m >> 1) : 0) + 2 * c + (m & 1));
+          x[m][8 * c + 2 * q] = fmaf(scale.x, CodeAt<kBits>(word[m >> 1], bit), offset.x) * norm[m];
+          x[m][8 * c + 2 * q + 1] = fmaf(scale.y, CodeAt<kBits>(word[m >> 1], bit + 16), offset.y) * norm[m];
         }
       }
     }
@@ -131,11 +170,13 @@ __device__ void RotateValues(float (&x)[32]) {
   }
 }
 
-template <bool kRazor, int kDim>
+template <class Form, bool kRazor, int kDim>
 __device__ void DecodeValues(const uint8_t* page, int part, int token, float (&x)[2][32]) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(page);
+  constexpr int kBits = FormPage<Form>::kValueBits;
   if constexpr (kRazor) {
-    using Page = RazorPage<kDim>;
+    using Page = typename FormPage<Form>::Razor;
+    const int group = token / Page::kGroupTokens * kDim;  // its parameters
     float norm[2];
 #pragma unroll
     for (int n = 0; n < 2; ++n) norm[n] = FromF16(static_cast<uint16_t>(page[Page::kNorm + VectorPosition(token + n, kTokens)] << 7));
@@ -145,33 +186,38 @@ __device__ void DecodeValues(const uint8_t* page, int part, int token, float (&x
       const uint32_t word = words[Page::kValueCodes / 4 + ((kt * (kDim / 64) + dg) * 32 + 4 * g + q) * 4 + r0 + 2 * high];
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const int at = VectorPosition(8 * ValueChunk<true>(part, c) + g, kDim);
+        const int at = group + VectorPosition(8 * ValueChunk<true>(part, c) + g, kDim);
         const float scale = FromF16(static_cast<uint16_t>(page[Page::kChannelScale + at] << 7));
         const float centre = static_cast<float>(static_cast<int8_t>(page[Page::kCentre + at] ^ 128u)) / 8;
 #pragma unroll
-        for (int n = 0; n < 2; ++n) x[n][8 * c + g] = norm[n] * (scale * (CodeAt(word, 8 * (2 * n + eight) + 2 * c) - 1.5f + centre));
+        for (int n = 0; n < 2; ++n) x[n][8 * c + g] = norm[n] * (scale * (CodeAt<2>(word, 8 * (2 * n + eight) + 2 * c) - 1.5f + centre));
       }
     }
   } else {
-    using Page = AffinePage<kDim>;
+    using Page = typename FormPage<Form>::Affine;
     const int quad = token / 64, i = 2 * (token / 32 % 2) + token / 8 % 2, odd = token / 16 % 2, q = token % 8 / 2;
     const float2 scale = __half22float2(AsHalf2(words[Page::ValueScaleByte(part, token) / 4]));
     const float2 offset = __half22float2(AsHalf2(words[Page::ValueOffsetByte(part, token) / 4]));
 #pragma unroll
     for (int g = 0; g < 8; ++g) {
-      const uint32_t word = words[Page::kValueCodes / 4 + ((part * 2 + quad) * 32 + 4 * g + q) * 4 + i];
+      uint32_t word[2];
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        word[t] = words[Page::kValueCodes / 4 + (((part * 2 + quad) * (kBits / 2) + (kBits == 4 ? t : 0)) * 32 + 4 * g + q) * 4 + i];
 #pragma unroll
       for (int m = 0; m < 4; ++m) {
-        const int field = 8 * (m >> 1) + 4 * odd + 2 * (m & 1);
-        x[0][8 * m + g] = fmaf(scale.x, CodeAt(word, field), offset.x);
-        x[1][8 * m + g] = fmaf(scale.y, CodeAt(word, field + 16), offset.y);
+        const int bit = kBits * ((kBits == 2 ? 4 * (m >> 1) : 0) + 2 * odd + (m & 1));
+        x[0][8 * m + g] = fmaf(scale.x, CodeAt<kBits>(word[m >> 1], bit), offset.x);
+        x[1][8 * m + g] = fmaf(scale.y, CodeAt<kBits>(word[m >> 1], bit + 16), offset.y);
       }
     }
   }
 }
 
-template <bool kRazor, int kDim>
-__global__ void __launch_bounds__(2 * kDim) DequantizeKernel(const DequantizeParams p) {
+template <class Form>
+__global__ void __launch_bounds__(2 * Form::kForm.head_dim) DequantizeKernel(const DequantizeParams p) {
+  constexpr int kDim = Form::kForm.head_dim;
+  constexpr bool kRazor = FormPage<Form>::kRazor;
   const DequantizeJob job = p.jobs[blockIdx.y];
   if (job.source < 0) return;
   const int head = blockIdx.x, side = blockIdx.z, tid = threadIdx.x;
@@ -186,7 +232,7 @@ __global__ void __launch_bounds__(2 * kDim) DequantizeKernel(const DequantizePar
     using Tile = RowTile<kDim, /*kInterleaved=*/true>;
     const int j = tid % kLanes, row = tid / kLanes, chunk = Tile::Chunk(j);
     float x[4][16];
-    DecodeKeys<kRazor, kDim>(page, row, chunk, x);
+    DecodeKeys<Form, kRazor, kDim>(page, row, chunk, x);
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const int token = KeyToken<kRazor>(row, m);
@@ -201,7 +247,7 @@ __global__ void __launch_bounds__(2 * kDim) DequantizeKernel(const DequantizePar
     constexpr int kParts = kDim / 32;
     const int part = tid % kParts, token = 2 * (tid / kParts);
     float x[2][32];
-    DecodeValues<kRazor, kDim>(page, part, token, x);
+    DecodeValues<Form, kRazor, kDim>(page, part, token, x);
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
 #pragma unroll
@@ -218,6 +264,18 @@ __global__ void __launch_bounds__(2 * kDim) DequantizeKernel(const DequantizePar
     *out.Chunk(token, chunk) = *reinterpret_cast<const uint4*>(p.sink_rows + from + RowByte<kDim>(token, 8 * chunk));
   }
 }
+
+template <class Words>
+struct FormOf;
+template <int kDim, int kBits, bool kRankOne, int kGroups>
+struct FormOf<RazorWords<kDim, kBits, kRankOne, kGroups>> {
+  static constexpr PageForm kForm{
+      .kind = PageKind::kRazor, .head_dim = kDim, .key_bits = kBits, .rank_one_mean = kRankOne, .value_groups = kGroups};
+};
+template <int kDim, int kKeyBits, int kValueBits>
+struct FormOf<AffineWords<kDim, kKeyBits, kValueBits>> {
+  static constexpr PageForm kForm{.kind = PageKind::kAffine, .head_dim = kDim, .key_bits = kKeyBits, .value_bits = kValueBits};
+};
 
 [[noreturn]] void Refuse(const std::string& why) { throw Error("cuda dequantize: " + why); }
 std::string Text(int64_t x) { return std::to_string(x); }
@@ -242,7 +300,7 @@ DequantizePlan::DequantizePlan(const DequantizeSpec& spec, const Device& device)
 
 std::string DequantizePlan::Explain() const {
   const PackedFormat& f = spec_.format;
-  return "dequantize on " + device_.name + ": " + (f.kind == PageKind::kRazor ? "razor" : "affine") + " pages" + (f.rotate ? ", rotated back" : "") +
+  return "dequantize on " + device_.name + ": " + PageFormText(f.form()) + (f.rotate ? ", rotated back" : "") +
          ", head_dim " + Text(f.head_dim) + ", to f16 rows or row pages, " + Text(2 * f.head_dim) + " threads a head and side";
 }
 
@@ -268,13 +326,10 @@ void DequantizePlan::Run(const DequantizeArrays& a, cudaStream_t stream) const {
                                 .num_kv_heads = f.num_kv_heads,
                                 .rotate = f.rotate};
   const dim3 grid(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(a.num_jobs), 2);
-  const auto launch = [&]<bool kRazor, int kDim>() { DequantizeKernel<kRazor, kDim><<<grid, 2 * kDim, 0, stream>>>(params); };
-  const bool razor = f.kind == PageKind::kRazor;
-  if (f.head_dim == 64) {
-    razor ? launch.template operator()<true, 64>() : launch.template operator()<false, 64>();
-  } else {
-    razor ? launch.template operator()<true, 128>() : launch.template operator()<false, 128>();
-  }
+  DispatchWords(f, [&](auto words) {
+    using Form = FormOf<decltype(words)>;
+    DequantizeKernel<Form><<<grid, 2 * Form::kForm.head_dim, 0, stream>>>(params);
+  });
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) Refuse(std::string("the launch was refused: ") + cudaGetErrorString(error));
 }

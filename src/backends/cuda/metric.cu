@@ -195,18 +195,21 @@ __global__ void __launch_bounds__(kFactorThreads) FactorKernel(const float* mome
   // W_ic = A_ci / pivot_c for i < c.
   const auto weight = [&](int i, int c) { return i < c ? s.a[c][i] * __fdiv_rn(1.f, s.pivot[c]) : 0.f; };
   const auto split = [&](int i, int c) -> uint32_t {
-    const float w = weight(i, c);
+    const float w = i == c ? 1.f : weight(i, c);
     const half high = __float2half_rn(w);
     return __half_as_ushort(high) | static_cast<uint32_t>(__half_as_ushort(__float2half_rn(w - __half2float(high)))) << 16;
   };
-  for (int f = tid; f < Metric::kBlocks * (kDim / 8) * 32; f += kFactorThreads) {
-    const int q = f % 4, g = f / 4 % 8, nt = f / 32 % (kDim / 8), kt = f / 32 / (kDim / 8);
-    const int i = 16 * kt + 4 * q, c = 8 * nt + g;
-    uint32_t w[4];
-    for (int e = 0; e < 4; ++e) w[e] = split(i + e, c);
-    reinterpret_cast<uint4*>(metric + Metric::kFragments)[f] =
-        make_uint4(__byte_perm(w[0], w[1], 0x5410), __byte_perm(w[2], w[3], 0x5410), __byte_perm(w[0], w[1], 0x7632),
-                   __byte_perm(w[2], w[3], 0x7632));
+  for (int f = tid; f < Metric::kBlocks * Metric::kBlocks * 32; f += kFactorThreads) {
+    const int q = f % 4, g = f / 4 % 8, block = f / 32 % Metric::kBlocks, kt = f / 32 / Metric::kBlocks;
+    uint32_t w[2][4];  // [channel g, g + 8]
+    for (int half = 0; half < 2; ++half) {
+      for (int e = 0; e < 4; ++e) w[half][e] = split(16 * kt + 4 * q + e, 16 * block + g + 8 * half);
+    }
+    uint4* to = reinterpret_cast<uint4*>(metric + Metric::kFragments) + (kt * Metric::kBlocks + block) * 64 + 4 * g + q;
+    to[0] = make_uint4(__byte_perm(w[0][0], w[0][1], 0x5410), __byte_perm(w[1][0], w[1][1], 0x5410), __byte_perm(w[0][2], w[0][3], 0x5410),
+                       __byte_perm(w[1][2], w[1][3], 0x5410));
+    to[32] = make_uint4(__byte_perm(w[0][0], w[0][1], 0x7632), __byte_perm(w[1][0], w[1][1], 0x7632), __byte_perm(w[0][2], w[0][3], 0x7632),
+                        __byte_perm(w[1][2], w[1][3], 0x7632));
   }
   for (int x = tid; x < Metric::kBlocks * 256; x += kFactorThreads) {
     const int block = x / 256, i = x / 16 % 16, c = x % 16;

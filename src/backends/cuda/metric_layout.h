@@ -11,8 +11,8 @@ struct MetricLayout {
   static constexpr int kBlock =
       16;  // channels that feed back into each other one by one; later blocks take tensor cores
   static constexpr int kBlocks = kDim / kBlock;
-  /// uint4 [kBlocks kt][D/8 nt][32 lanes = 4 g + q]: f16 pairs {W high, W high, W low, W low}, W = high + low, of channels i = 16 kt + 4 q +
-  /// {0, 1}, {2, 3} and c = 8 nt + g: operand B of mma.m16n8k16. 0 where i >= c.
+  /// uint4 [kBlocks kt][kBlocks b][high, low][32 lanes = 4 g + q]: I + W = high + low in f16, pairs of channels i = 16 kt + 4 q + {0, 1} of
+  /// c = 16 b + g and g + 8, then i + 2 likewise: operand A of mma.m16n8k16. 0 where i > c.
   static constexpr int kFragments = 0;
   /// f32 [kBlocks][16 i][16 c]: W within a block.
   static constexpr int kWithin = kFragments + kBlocks * (kDim / 8) * 32 * 16;

@@ -60,6 +60,23 @@ void ForEachRowValue(const PackedFormat& f, int capacity, int num_tokens, Visit 
 
 int64_t PackedFormat::sink_bytes() const { return int64_t{num_kv_heads} * 2 * kMaxSinkTokens * head_dim * 2; }
 
+PageForm PackedFormat::form() const {
+  PageForm form{.kind = kind, .head_dim = head_dim, .key_bits = layer.k.recipe.bits, .value_bits = layer.v.recipe.bits};
+  if (kind == PageKind::kRazor) {
+    form.rank_one_mean = layer.k.recipe.rank_one_mean;
+    form.value_groups = layer.v.recipe.group_size == 0 ? 1 : 4;  // groups of 64 tokens repeat their parameters
+  }
+  return form;
+}
+
+std::string PageFormText(const PageForm& form) {
+  const std::string bits = std::to_string(form.key_bits) + "-bit keys";
+  if (form.kind == PageKind::kAffine)
+    return "affine pages of " + bits + " and " + std::to_string(form.value_bits) + "-bit values";
+  return "razor pages of " + bits + (form.rank_one_mean ? " with a rank-one mean" : "") +
+         (form.value_groups == 1 ? "" : " and values in groups of tokens");
+}
+
 PackedFormat MakePackedFormat(const LayerFormat& layer) {
   const SideRecipe& k = layer.k.recipe;
   const SideRecipe& v = layer.v.recipe;
@@ -74,33 +91,27 @@ PackedFormat MakePackedFormat(const LayerFormat& layer) {
     Refuse("no packed page for head_dim=" + std::to_string(f.head_dim) +
            "; possible are 64 and 128. Choose the cpu backend.");
   }
-  if (k.bits != 2 || v.bits != 2) {
-    Refuse("no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) +
-           "-bit values; possible are 2 bits. "
-           "Choose a recipe with 2-bit codes or the cpu backend.");
-  }
   if (k.rotate != v.rotate) Refuse("keys and values must both be rotated or both not.");
+  const std::string asked =
+      "no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) + "-bit values; ";
   if (k.codec == Codec::kRazorKey && v.codec == Codec::kRazorValue) {
-    if (k.rank_one_mean || v.group_size != 0) {
-      Refuse(std::string("no packed page for razor ") +
-             (k.rank_one_mean ? "keys with a rank-one mean" : "values in groups of tokens") +
-             "; possible is razor-2's. Choose razor-2 or the cpu backend.");
-    }
     f.kind = PageKind::kRazor;
-    f.head_bytes = f.head_dim == 64 ? RazorPage<64>::kBytes : RazorPage<128>::kBytes;
+    if ((k.bits != 2 && k.bits != 3) || v.bits != 2)
+      Refuse(asked + "razor has keys of 2 and 3 bits and values of 2. Choose one of these or the cpu backend.");
   } else if (k.codec == Codec::kAffine && v.codec == Codec::kAffine) {
     f.kind = PageKind::kAffine;
-    f.head_bytes = f.head_dim == 64 ? AffinePage<64>::kBytes : AffinePage<128>::kBytes;
     if (k.axis != Axis::kPerChannel || v.axis != Axis::kPerToken)
-      Refuse("affine keys must be grouped per channel and values per token.");
+      Refuse("affine keys must be grouped per channel and values per token. Choose the cpu backend.");
     for (const SideRecipe* side : {&k, &v}) {
+      if (side->bits != 2 && side->bits != 4)
+        Refuse(asked + "affine codes have 2 or 4 bits. Choose one of these or the cpu backend.");
       if (side->group_size % 32 != 0)
         Refuse("group_size=" + std::to_string(side->group_size) + "; possible are multiples of 32.");
     }
   } else {
-    Refuse(
-        "no packed page for this pair of codecs; possible are razor keys with razor values, and affine with affine.");
+    Refuse(asked + "possible are razor keys with razor values, and affine with affine. Choose the cpu backend.");
   }
+  DispatchWords(f, [&](auto words) { f.head_bytes = decltype(words)::Page::kBytes; });
   return f;
 }
 

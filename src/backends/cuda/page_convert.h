@@ -14,6 +14,19 @@ namespace kvrazor::cuda {
 
 enum class PageKind { kRazor, kAffine };
 
+/// What decides where the bytes of a packed page lie, and so which kernel reads it: a template argument of packed_page.h's pages each.
+struct PageForm {
+  PageKind kind = PageKind::kRazor;
+  int head_dim = 0;
+  int key_bits = 2;            ///< razor 2, 3; affine 2, 4
+  int value_bits = 2;          ///< razor 2; affine 2, 4
+  bool rank_one_mean = false;  ///< razor keys
+  int value_groups = 1;        ///< razor values, groups of tokens that have parameters: 1, 4
+  bool operator==(const PageForm&) const = default;
+};
+/// In words, without the head dimension.
+std::string PageFormText(const PageForm& form);
+
 /// How the pages of one layer are kept on the GPU.
 struct PackedFormat {
   PageKind kind = PageKind::kRazor;
@@ -23,6 +36,7 @@ struct PackedFormat {
   bool rotate = false;     ///< sealed keys and values are rotated
   int64_t head_bytes = 0;  ///< of one head's keys and values in a packed page
 
+  PageForm form() const;
   int64_t page_bytes() const { return head_bytes * num_kv_heads; }
   int64_t row_page_bytes() const { return int64_t{num_kv_heads} * 2 * kPageTokens * head_dim * 2; }
   int64_t sink_bytes() const;  ///< sink rows of one sequence

@@ -1,15 +1,18 @@
 // A sealed razor page on int8 tensor cores. One warp takes a whole page, so means, channel parameters and the softmax's reductions
 // are paid once for 128 tokens. Worked case D = 128, 4 query heads a tile:
 //
-//   logit_t = mean_scale (q.mean) + s'_t (q.code_t - 1.5 sum q)        v_tc = n_t s_c (code_tc + z_c / 8 - 1.5)
+//   logit_t = f_t mean_scale (q.mean) + s'_t (q.code_t - middle sum q)        v_tc = n_t s_c (code_tc + z_c / 8 - 1.5)
 //
+//   f_t        1, or the token's own factor (rank-one mean);  middle  1.5 with 2-bit keys, 3.5 with 3-bit keys
 //   operand A  codes straight from the word: w & (0x03030303 << 2j) is 4^j code, one mask for four codes; 4^-j goes into s'_t
-//              (keys) and the page's factor (values). u8, [16 rows x 32], 4 accumulators j a word
+//              (keys) and the page's factor (values). u8, [16 rows x 32], 4 accumulators j a word. 3-bit keys: three words hold 8
+//              fragments, six by one mask each (times 1 or 8), two joined from two words (times 32)
 //   operand B  q as 16-bit integer relative to its largest channel, and p_t n_t as 16-bit integer relative to the page's largest, each
 //              split into two bytes in two columns: 256 high + low is exact and meets in one lane
 //   a lane     head q, tokens (channels) 16 j + g + 8 r: 16 logits, 16 outputs a head tile
 //
-// Bytes: keys 4096 + 128 + 256, values 4096 + 128 + 256, header 16, padded to 9088, read once.
+// Bytes: keys 4096 (3 bits: 6144) + 128 + 256 (rank-one mean: + 256), values 4096 + 128 + 256 (groups of 32 tokens: 1024), header 16;
+// padded to 9088 with razor-2, 11392 with razor-3, read once.
 #pragma once
 
 #include "src/backends/cuda/attend_params.h"
@@ -18,9 +21,10 @@
 
 namespace kvrazor::cuda {
 
-template <int kDim, int kTiles>
+template <int kDim_, int kTiles_, int kKeyBits, bool kRankOne, int kValueGroups>
 struct RazorCodec {
-  using Page = RazorPage<kDim>;
+  static constexpr int kDim = kDim_, kTiles = kTiles_;
+  using Page = RazorPage<kDim, kKeyBits, kRankOne, kValueGroups>;
   using State = RunningSoftmax<kDim, kTiles>;
   static constexpr int kTeamWarps = 1;  // a page
   static constexpr int kTeams = 8;
@@ -49,22 +53,22 @@ struct RazorCodec {
     for (int i = 0; i < kDim / 4; ++i) largest = fmaxf(largest, fabsf(x[i]));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 1));
     largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, 2));
-    const float factor = __fdividef(kLargestQuery, largest);
-    int sum = 0;
+    // value + 1.5 2^23 has the integer in its low bits; with 128 on top its second byte is the high one, and value - 256 high is in s8
+    const float factor = __fdividef(kLargestQuery, largest), round = 12582912.f + (g % 2 ? 0.f : 128.f);
+    const uint32_t bytes = g % 2 ? 0x0040 : 0x0051;
+    int sum = 0;  // of this lane's bytes
     uint32_t words[kDim / 16];
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
-      words[i] = 0;
+      uint32_t value[4];
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int value = __float2int_rn(x[4 * i + e] * factor);
-        const int high = (value + 128) >> 8;  // value - 256 high is in s8
-        sum += value;
-        words[i] |= static_cast<uint32_t>(((g & 1) ? value : high) & 255) << (8 * e);
-      }
+      for (int e = 0; e < 4; ++e) value[e] = __float_as_uint(fmaf(x[4 * i + e], factor, round));
+      words[i] = __byte_perm(__byte_perm(value[0], value[1], bytes), __byte_perm(value[2], value[3], bytes), 0x5410);
+      sum = __dp4a(static_cast<int>(words[i]), 0x01010101, sum);
     }
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
+    sum = 256 * sum + __shfl_xor_sync(~0u, sum, 4);  // even g: high bytes here, low ones there
     uint8_t* tile_at = to + tile * kTileBytes;
 #pragma unroll
     for (int i = 0; i < kDim / 64; ++i) {
@@ -125,6 +129,39 @@ struct RazorCodec {
     y = HighF16(pair);
   }
 
+  /// Tiles of 16 tokens that meet in the same words.
+  static constexpr int kBatch = kKeyBits == 2 ? 4 : 8;
+  static constexpr int kWordsOfBatch = kKeyBits == 2 ? 1 : 3;
+  struct KeyWords {
+    uint4 of[kWordsOfBatch];
+  };
+  __device__ static void LoadKeys(const uint8_t* page, int row, KeyWords& words) {
+#pragma unroll
+    for (int w = 0; w < kWordsOfBatch; ++w) {
+      words.of[w] = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + ((row + w) * 32 + (threadIdx.x & 31)) * 16);
+    }
+  }
+  /// Word r of the operand of tile j of a batch: codes times 2^KeyShift(j).
+  __device__ static uint32_t KeyFragment(const KeyWords& words, int j, int r) {
+    if constexpr (kKeyBits == 2) {
+      return WordOf(words.of[0], r) & (0x03030303u << (2 * j));
+    } else {
+      if (j < 6) return WordOf(words.of[j / 2], r) & (0x07070707u << (3 * (j % 2)));
+      return (WordOf(words.of[j == 6 ? 0 : 2], r) & 0xc0c0c0c0u) | ((WordOf(words.of[1], r) >> (j - 5)) & 0x20202020u);
+    }
+  }
+  __device__ static constexpr int KeyShift(int j) { return kKeyBits == 2 ? 2 * j : j < 6 ? 3 * (j % 2) : 5; }
+
+  /// What the page mean adds to token 16 (i / 2) + g + 8 (i % 2).
+  __device__ static float MeanTerm(const uint8_t* page, int g, int i, float q_mean) {
+    if constexpr (kRankOne) {
+      const uint32_t pair = *reinterpret_cast<const uint32_t*>(page + Page::kMeanFactor + g * 32 + i / 2 * 4);
+      return (i % 2 ? HighF16(pair) : LowF16(pair)) * q_mean;
+    } else {
+      return q_mean;
+    }
+  }
+
   /// logit / (scale * q scale * base); returns base.
   __device__ static float KeyLogits(const uint8_t* page, const Query& q, float (&logit)[kTiles][16]) {
     const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
@@ -151,32 +188,33 @@ struct RazorCodec {
 
     const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kTokenScale + g * 16);
 #pragma unroll
-    for (int tg = 0; tg < 2; ++tg) {
-      int c[kTiles][4][4] = {};
+    for (int batch = 0; batch < 8 / kBatch; ++batch) {
+      int c[kTiles][kBatch][4] = {};
 #pragma unroll
       for (int kt = 0; kt < kDim / 32; ++kt) {
-        const uint4 w = *reinterpret_cast<const uint4*>(page + Page::kKeyCodes + ((kt * 2 + tg) * 32 + lane) * 16);
+        KeyWords words;
+        LoadKeys(page, (kt * (8 / kBatch) + batch) * kWordsOfBatch, words);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t mask = 0x03030303u << (2 * j);
+        for (int j = 0; j < kBatch; ++j) {
+          uint32_t f[4];
 #pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            MmaU8S8(c[n][j], w.x & mask, w.y & mask, w.z & mask, w.w & mask, q.fragment[n][2 * kt], q.fragment[n][2 * kt + 1]);
-          }
+          for (int r = 0; r < 4; ++r) f[r] = KeyFragment(words, j, r);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) MmaU8S8(c[n][j], f[0], f[1], f[2], f[3], q.fragment[n][2 * kt], q.fragment[n][2 * kt + 1]);
         }
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int i = 2 * (4 * tg + j);
-        // e3m5 times 4^-j, straight into the fields of a float: exponent (b >> 5) - 7 - 2j, mantissa b & 31
-        const uint32_t bias = (127u - 7u - 2u * j) << 23;
+      for (int j = 0; j < kBatch; ++j) {
+        const int i = 2 * (kBatch * batch + j), shift = KeyShift(j);
+        // e3m5 times 2^-shift, straight into the fields of a float: exponent (b >> 5) - 7 - shift, mantissa b & 31
+        const uint32_t bias = (127u - 7u - static_cast<uint32_t>(shift)) << 23;
         const float s0 = __uint_as_float((ByteOf(scales, i) << 18) + bias);
         const float s1 = __uint_as_float((ByteOf(scales, i + 1) << 18) + bias);
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
-          const float middle = -1.5f * static_cast<float>(1 << (2 * j)) * q.sum[n];
-          logit[n][i] = fmaf(s0, static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) + middle, q_mean[n]);
-          logit[n][i + 1] = fmaf(s1, static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) + middle, q_mean[n]);
+          const float middle = -0.5f * static_cast<float>(((1 << kKeyBits) - 1) << shift) * q.sum[n];
+          logit[n][i] = fmaf(s0, static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) + middle, MeanTerm(page, g, i, q_mean[n]));
+          logit[n][i + 1] = fmaf(s1, static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) + middle, MeanTerm(page, g, i + 1, q_mean[n]));
         }
       }
     }
@@ -184,7 +222,7 @@ struct RazorCodec {
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) logit[n][i] = ByteOf(scales, i) == 0 ? q_mean[n] : logit[n][i];
+        for (int n = 0; n < kTiles; ++n) logit[n][i] = ByteOf(scales, i) == 0 ? MeanTerm(page, g, i, q_mean[n]) : logit[n][i];
       }
     }
     return base;
@@ -232,52 +270,59 @@ struct RazorCodec {
 
   __device__ static void AddValues(const uint8_t* page, const uint32_t (&weight)[kTiles][8], const float (&factor)[kTiles], State& state) {
     const int lane = threadIdx.x & 31, g = lane >> 2;
-    float weight_sum[kTiles];
+    constexpr int kSteps = 4 / kValueGroups;  // of 32 tokens
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      constexpr uint32_t kOnes = 0x01010101u;
-      int c[4] = {};
+    for (int group = 0; group < kValueGroups; ++group) {
+      float weight_sum[kTiles];
 #pragma unroll
-      for (int kt = 0; kt < 4; ++kt) MmaU8U8(c, kOnes, kOnes, kOnes, kOnes, weight[n][2 * kt], weight[n][2 * kt + 1]);
-      weight_sum[n] = static_cast<float>(c[0] * 256 + c[1]) * factor[n];
-    }
-    uint32_t scales[kDim / 32], centres[kDim / 32];
+      for (int n = 0; n < kTiles; ++n) {
+        constexpr uint32_t kOnes = 0x01010101u;
+        int c[4] = {};
 #pragma unroll
-    for (int i = 0; i < kDim / 32; ++i) {
-      scales[i] = *reinterpret_cast<const uint32_t*>(page + Page::kChannelScale + g * (kDim / 8) + 4 * i);
-      centres[i] = *reinterpret_cast<const uint32_t*>(page + Page::kCentre + g * (kDim / 8) + 4 * i);
-    }
-#pragma unroll
-    for (int dg = 0; dg < kDim / 64; ++dg) {
-      int c[kTiles][4][4] = {};
-#pragma unroll
-      for (int kt = 0; kt < 4; ++kt) {
-        const uint4 w = *reinterpret_cast<const uint4*>(page + Page::kValueCodes + ((kt * (kDim / 64) + dg) * 32 + lane) * 16);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const uint32_t mask = 0x03030303u << (2 * j);
-#pragma unroll
-          for (int n = 0; n < kTiles; ++n) {
-            MmaU8U8(c[n][j], w.x & mask, w.y & mask, w.z & mask, w.w & mask, weight[n][2 * kt], weight[n][2 * kt + 1]);
-          }
+        for (int kt = group * kSteps; kt < (group + 1) * kSteps; ++kt) {
+          MmaU8U8(c, kOnes, kOnes, kOnes, kOnes, weight[n][2 * kt], weight[n][2 * kt + 1]);
         }
+        weight_sum[n] = static_cast<float>(c[0] * 256 + c[1]) * factor[n];
+      }
+      uint32_t scales[kDim / 32], centres[kDim / 32];
+#pragma unroll
+      for (int i = 0; i < kDim / 32; ++i) {
+        const int at = group * kDim + g * (kDim / 8) + 4 * i;
+        scales[i] = *reinterpret_cast<const uint32_t*>(page + Page::kChannelScale + at);
+        centres[i] = *reinterpret_cast<const uint32_t*>(page + Page::kCentre + at);
       }
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const int tile = 4 * dg + j;
-        float s0, s1;
-        ReadE5M3(scales[tile >> 1], tile, s0, s1);
-        // z / 8 - 1.5 from the byte z + 128: f16 1024 + byte, times 1/8, minus 145.5; exact
-        const uint32_t biased = __byte_perm(centres[tile >> 1], 0x64646464u, (tile & 1) ? 0x4342 : 0x4140);
-        const half2 centre = __hfma2(*reinterpret_cast<const half2*>(&biased), __float2half2_rn(0.125f), __float2half2_rn(-145.5f));
-        const float2 offset = __half22float2(centre);
+      for (int dg = 0; dg < kDim / 64; ++dg) {
+        int c[kTiles][4][4] = {};
 #pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-          const float unit = factor[n] * (1.f / static_cast<float>(1 << (2 * j)));
-          const float v0 = static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) * unit;
-          const float v1 = static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) * unit;
-          state.out[n][2 * tile] = fmaf(s0, fmaf(offset.x, weight_sum[n], v0), state.out[n][2 * tile]);
-          state.out[n][2 * tile + 1] = fmaf(s1, fmaf(offset.y, weight_sum[n], v1), state.out[n][2 * tile + 1]);
+        for (int kt = group * kSteps; kt < (group + 1) * kSteps; ++kt) {
+          const uint4 w = *reinterpret_cast<const uint4*>(page + Page::kValueCodes + ((kt * (kDim / 64) + dg) * 32 + lane) * 16);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const uint32_t mask = 0x03030303u << (2 * j);
+#pragma unroll
+            for (int n = 0; n < kTiles; ++n) {
+              MmaU8U8(c[n][j], w.x & mask, w.y & mask, w.z & mask, w.w & mask, weight[n][2 * kt], weight[n][2 * kt + 1]);
+            }
+          }
+        }
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          const int tile = 4 * dg + j;
+          float s0, s1;
+          ReadE5M3(scales[tile >> 1], tile, s0, s1);
+          // z / 8 - 1.5 from the byte z + 128: f16 1024 + byte, times 1/8, minus 145.5; exact
+          const uint32_t biased = __byte_perm(centres[tile >> 1], 0x64646464u, (tile & 1) ? 0x4342 : 0x4140);
+          const half2 centre = __hfma2(*reinterpret_cast<const half2*>(&biased), __float2half2_rn(0.125f), __float2half2_rn(-145.5f));
+          const float2 offset = __half22float2(centre);
+#pragma unroll
+          for (int n = 0; n < kTiles; ++n) {
+            const float unit = factor[n] * (1.f / static_cast<float>(1 << (2 * j)));
+            const float v0 = static_cast<float>(c[n][j][0] * 256 + c[n][j][1]) * unit;
+            const float v1 = static_cast<float>(c[n][j][2] * 256 + c[n][j][3]) * unit;
+            state.out[n][2 * tile] = fmaf(s0, fmaf(offset.x, weight_sum[n], v0), state.out[n][2 * tile]);
+            state.out[n][2 * tile + 1] = fmaf(s1, fmaf(offset.y, weight_sum[n], v1), state.out[n][2 * tile + 1]);
+          }
         }
       }
     }

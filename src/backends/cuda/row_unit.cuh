@@ -25,7 +25,7 @@ __device__ __forceinline__ void AttendRows(const AttendParams& a, uint8_t* stage
     __syncwarp();
   }
 
-  float s[4] = {};
+  float s[4] = {}, odd[4] = {};  // two chains of products
   {
     const int token = lane & 15;
     const uint32_t row = SharedAddress(stage) + token * 2 * kDim;
@@ -34,15 +34,16 @@ __device__ __forceinline__ void AttendRows(const AttendParams& a, uint8_t* stage
       uint32_t k[4];
       LoadMatrices(k, row + ((2 * kt + (lane >> 4)) ^ (token & 7)) * 16);
       const uint2 q = q_fragments[kt * 32 + lane];
-      MmaF16(s[0], s[1], s[2], s[3], k[0], k[1], k[2], k[3], q.x, q.y);
+      float(&c)[4] = kt % 2 ? odd : s;
+      MmaF16(c[0], c[1], c[2], c[3], k[0], k[1], k[2], k[3], q.x, q.y);
     }
   }
 
   float logit[kTiles][2];
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) {
-    logit[n][0] = g < valid ? s[n] * a.scale_log2 : kHidden;
-    logit[n][1] = g + 8 < valid ? s[n + 2] * a.scale_log2 : kHidden;
+    logit[n][0] = g < valid ? (s[n] + odd[n]) * a.scale_log2 : kHidden;
+    logit[n][1] = g + 8 < valid ? (s[n + 2] + odd[n + 2]) * a.scale_log2 : kHidden;
   }
   visible.Finish(a, logit, 0);
   float p[2][2] = {};  // [head tile][token g, g + 8]

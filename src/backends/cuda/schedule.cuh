@@ -127,6 +127,9 @@ class Walk {
     return false;
   }
 
+  /// No segment follows the last one. A tile's first position is its overhead, so a single one left holds no unit.
+  __device__ bool IsLast() const { return tile_at_ + 1 >= end_; }
+
  private:
   const SequenceUnits* sequences_;
   uint32_t begin_, end_, tile_at_ = 0;

@@ -12,9 +12,7 @@ namespace {
 
 constexpr int kMaxJobs = 65535;  // of a grid's y, with room for the blocks that store
 constexpr int kMaxStoreBlocks = 32768;
-constexpr int kMaxHeads = 65535;
-constexpr int kAppendCtasPerSm = 2;
-constexpr int kMaxClusterHeads = 8;  // the largest cluster that every device takes
+constexpr int kMaxHeads = 16384;  // of a grid's x, four CTAs each
 
 [[noreturn]] void Refuse(const std::string& why) { throw Error("cuda seal: " + why); }
 std::string Text(int64_t x) { return std::to_string(x); }
@@ -23,17 +21,23 @@ void Check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-int TokensPerBlock(const SealInstance& instance) { return instance.threads / (instance.head_dim / 8); }
+/// Of one storing block of an append.
+int TokensPerBlock(const SealInstance& instance) {
+  return instance.few_pages.split * instance.few_pages.threads / (instance.form.head_dim / 8);
+}
 
 SealInstance FindInstance(const PackedFormat& f) {
+  const PageForm form = f.form();
   std::string built;
   for (const SealInstance& i : SealInstances()) {
-    if (i.kind != f.kind) continue;
-    if (i.head_dim == f.head_dim) return i;
-    built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+    if (i.form == form) return i;
+    PageForm other = i.form;
+    other.head_dim = form.head_dim;
+    if (other == form) built += (built.empty() ? "" : ", ") + Text(i.form.head_dim);
   }
-  Refuse("no kernel for head_dim=" + Text(f.head_dim) + "; this build has head_dim " +
-         (built.empty() ? "none" : built) + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS=\"64;128\".");
+  Refuse("no kernel for " + PageFormText(form) + " at head_dim=" + Text(form.head_dim) + "; this build has head_dim " +
+         (built.empty() ? "none" : built) +
+         " for them. Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS and -DKVRAZOR_CUDA_FORMS.");
 }
 
 /// A multiple of 8 values that does not make rows overlap.
@@ -67,8 +71,13 @@ SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), de
     Refuse("max_tokens=" + Text(spec.max_tokens) + "; possible are 0 to " +
            Text(kMaxStoreBlocks * TokensPerBlock(instance_)) + ". Append in several runs.");
   }
-  if (instance_.shared_bytes > device.shared_bytes) {
-    Refuse("the kernel needs " + Text(instance_.shared_bytes) + " bytes of shared memory, " + device.name + " has " +
+  if (f.kind == PageKind::kRazor && f.layer.v.recipe.group_size != 0 && f.layer.v.recipe.group_size != 32) {
+    Refuse("razor values in groups of " + Text(f.layer.v.recipe.group_size) +
+           " tokens; possible are 32 or the whole page. Choose the cpu backend.");
+  }
+  const int shared_bytes = std::max(instance_.many_pages.shared_bytes, instance_.few_pages.shared_bytes);
+  if (shared_bytes > device.shared_bytes) {
+    Refuse("the kernel needs " + Text(shared_bytes) + " bytes of shared memory, " + device.name + " has " +
            Text(device.shared_bytes) + ". Choose the cpu backend.");
   }
   token_scale_ = f.kind == PageKind::kAffine && f.layer.k.recipe.token_scale == TokenScale::kAllHeads;
@@ -77,25 +86,27 @@ SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), de
 
 std::string SealPlan::Explain() const {
   const PackedFormat& f = spec_.format;
-  std::string text = "seal on " + device_.name + ": " + (f.kind == PageKind::kRazor ? "razor" : "affine") + " pages" +
-                     (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) + ", up to " +
-                     Text(spec_.max_jobs) + " pages a run, a CTA of " + Text(instance_.threads) +
-                     " threads a head and side, " + Text(instance_.shared_bytes) + " bytes of shared memory";
+  std::string text = "seal on " + device_.name + ": " + PageFormText(f.form()) + (f.rotate ? ", rotated" : "") +
+                     ", head_dim " + Text(f.head_dim) + ", up to " + Text(spec_.max_jobs) + " pages a run, a CTA of " +
+                     Text(instance_.many_pages.threads) + " threads a head and side, " +
+                     Text(instance_.many_pages.shared_bytes) + " bytes of shared memory";
   if (cluster_) text += ", token norms summed over a cluster of " + Text(f.num_kv_heads) + " heads";
   if (token_scale_ && !cluster_) {
     text += ", token norms summed by every head for itself (more than " + Text(kMaxClusterHeads) +
             " heads: keys are read " + Text(f.num_kv_heads + 1) + " times)";
   }
   if (f.kind == PageKind::kRazor) text += ", codes by error feedback on f16 tensor cores in two parts";
-  if (spec_.max_tokens > 0)
+  if (spec_.max_tokens > 0) {
     text +=
         "; append of up to " + Text(spec_.max_tokens) + (spec_.bf16 ? " bf16" : " f16") + " tokens in the same launch";
+    if (instance_.few_pages.split > 1) text += ", " + Text(instance_.few_pages.split) + " CTAs a head and side there";
+  }
   return text;
 }
 
 void SealPlan::Init() const {
-  for (const void* function : {instance_.many_pages, instance_.few_pages}) {
-    Check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, instance_.shared_bytes),
+  for (const SealVariant& variant : {instance_.many_pages, instance_.few_pages}) {
+    Check(cudaFuncSetAttribute(variant.function, cudaFuncAttributeMaxDynamicSharedMemorySize, variant.shared_bytes),
           "shared memory");
   }
 }
@@ -168,24 +179,41 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
   p.norms_in_cluster = cluster_;
   p.rotate = f.rotate;
 
-  // An append has few pages to seal among many jobs without: no more workers than the device holds at once. Else a CTA each, so that those
-  // that are done make room for the next.
-  int workers = a.num_jobs;
-  if (t) workers = std::min(workers, std::max(1, kAppendCtasPerSm * device_.num_sms / (2 * f.num_kv_heads)));
-
-  void* arguments[] = {&p};
+  const SealVariant& variant = t ? instance_.few_pages : instance_.many_pages;
+  const int cluster = cluster_ ? f.num_kv_heads : variant.split;
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {static_cast<unsigned>(f.num_kv_heads), 1, 1};
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(p.store.num_blocks + workers), 2);
-  config.blockDim = dim3(static_cast<unsigned>(instance_.threads));
-  config.dynamicSmemBytes = static_cast<size_t>(a.num_jobs > 0 ? instance_.shared_bytes : 0);
+  config.blockDim = dim3(static_cast<unsigned>(variant.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(a.num_jobs > 0 ? variant.shared_bytes : 0);
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = cluster_ && a.num_jobs > 0 ? 1 : 0;
-  Check(cudaLaunchKernelExC(&config, t ? instance_.few_pages : instance_.many_pages, arguments),
-        "the launch was refused");
+  config.numAttrs = cluster > 1 && a.num_jobs > 0 ? 1 : 0;
+
+  const auto heads = static_cast<unsigned>(f.num_kv_heads), jobs = static_cast<unsigned>(a.num_jobs);
+  // Workers of a head that the device holds at once.
+  auto resident =
+      static_cast<unsigned>(std::max(1, variant.ctas_per_sm * device_.num_sms / (f.num_kv_heads * variant.split)));
+  if (t) {
+    // Few pages to seal among many jobs without; keys and values side by side.
+    config.gridDim = dim3(heads * static_cast<unsigned>(variant.split),
+                          static_cast<unsigned>(p.store.num_blocks) + std::min(jobs, std::max(1u, resident / 2)), 2);
+  } else if (f.kind == PageKind::kRazor) {
+    config.gridDim = dim3(jobs, heads, 2);  // a CTA each, so that those that are done make room for the next
+  } else {
+    // Workers stay, each with its next page on the way: no more than there is room for.
+    config.gridDim = dim3(heads, 1, 1);
+    int clusters = 0;
+    if (cluster_) {
+      Check(cudaOccupancyMaxActiveClusters(&clusters, variant.function, &config), "the device's room for clusters");
+      resident = static_cast<unsigned>(std::max(1, clusters));
+    }
+    const bool both = 2 * jobs <= resident;
+    config.gridDim = dim3(heads, both ? jobs : std::min(jobs, resident), both ? 2 : 1);
+  }
+  void* arguments[] = {&p};
+  Check(cudaLaunchKernelExC(&config, variant.function, arguments), "the launch was refused");
 }
 
 }  // namespace kvrazor::cuda

@@ -1,45 +1,43 @@
 // Seals one head and side of a page with the affine codec (formulas: backends/cpu/seal_affine.cc). 256 threads, 16 tokens a warp. D = 128:
 //
-//   rotation  the four lowest channel bits by mma: rows of 16 tokens times H_16 of +-1, products exact, f32 sums; the other three bits are
-//             additions in registers. Lane 4 g + q then holds rows g and g + 8 and channels 16 b + 8 h + 2 q + n: value 4 b + 2 h + n.
-//             Not rotated: the identity instead of H_16
+//   rotation  on tensor cores (seal_tile.cuh): lane 4 g + q then holds rows g and g + 8 and channels 16 b + 8 h + 2 q + n: value 4 b + 2 h + n
 //   keys      warp w: rows are tokens 16 w + ..; a group's ranges run over rows: a shuffle, then shared memory. Two warps make a word of codes
 //   values    warp w: tokens so that row g + 8 is the token after row g's; a group's ranges run over the four lanes q
 //
 // These lanes are those of the page's words (packed_page.h), so codes go where they belong without another exchange. Bytes of a head: 2 x 32 KB
-// read once (token norms: through the cluster's shared memory), 12.5 KB written, coalesced from shared memory.
+// read once, a page ahead (token norms: sent to the other CTAs of the cluster), 12.5 KB written, coalesced from shared memory.
 #pragma once
 
 #include <cooperative_groups.h>
 
-#include "src/backends/cuda/ptx.cuh"
-#include "src/backends/cuda/seal_rows.cuh"
+#include "src/backends/cuda/seal_tile.cuh"
 
 namespace kvrazor::cuda {
 
-/// What codes of a group are computed from: code = rne(3 clamp((x - base) * inverse + shift, 0, 1)).
+/// What codes of a group are computed from: code = rne(L clamp((x - base) * inverse + shift, 0, 1)), L the largest code.
 struct GroupCoder {
-  float base, inverse, shift;  // the latter two: a third of what their names say
-  uint16_t scale, offset;  // stored
+  float base, inverse, shift;  // the latter two: an L-th of what their names say
+  uint16_t scale, offset;      // stored
 };
 
 /// low may be NaN: no token of the group counts.
+template <int kBits>
 __device__ __forceinline__ GroupCoder MakeGroupCoder(bool float_min, float low, float high) {
   if (!(low <= high)) low = high = 0;
-  // (high - low) / 3, rounded to nearest: the remainder of the first guess puts it right.
-  constexpr float kThird = 1.f / 3;
-  const float range = high - low, guess = range * kThird;
-  const float s = fmaf(fmaf(-3.f, guess, range), kThird, guess);
+  // (high - low) / L, rounded to nearest: the remainder of the first guess puts it right.
+  constexpr float kMost = (1 << kBits) - 1, kPart = 1.f / kMost;
+  const float range = high - low, guess = range * kPart;
+  const float s = fmaf(fmaf(-kMost, guess, range), kPart, guess);
   GroupCoder c{low, 0.f, 0.f, SaturatedF16(s), 0};
   float offset = low;
   if (c.scale != 0) {
     if (float_min) {
       c.base = FromF16(SaturatedF16(low));
-      c.inverse = kThird * Reciprocal(FromF16(c.scale));
+      c.inverse = kPart * Reciprocal(FromF16(c.scale));
     } else {
       const float reciprocal = Reciprocal(s);
       const float z = rintf(-low * reciprocal);
-      c.inverse = kThird * reciprocal;
+      c.inverse = kPart * reciprocal;
       c.shift = fmaf(z, s, low) * c.inverse;
       offset = __fmul_rn(-z, s);
     }
@@ -48,16 +46,18 @@ __device__ __forceinline__ GroupCoder MakeGroupCoder(bool float_min, float low, 
   return c;
 }
 
-template <int kDim>
+template <int kDim, int kKeyBits, int kValueBits>
 struct AffineSeal {
-  using Page = AffinePage<kDim>;
+  using Page = AffinePage<kDim, kKeyBits, kValueBits>;
   static constexpr int kThreads = 256;
-  static constexpr int kBlocks = kDim / 16;   // of 16 channels
+  using Tile = RowTile16<kDim>;
+  static constexpr int kBlocks = Tile::kBlocks;
   static constexpr int kQuads = kDim / 64;
   static constexpr int kParts = kDim / 32;    // groups of 32 channels
-  static constexpr int kValues = kDim / 4;    // of a thread and token
+  static constexpr int kValues = Tile::kValues;
   static constexpr int kRowStride = kDim + 16;
-  static constexpr int kCodeWords = kTokens * kDim / 16;
+  static constexpr int kKeyWords = kTokens * kDim * kKeyBits / 32;
+  static constexpr int kValueWords = kTokens * kDim * kValueBits / 32;
   static constexpr int kParamWords = 16 * kDim / 4;
 
   struct Shared {
@@ -66,96 +66,69 @@ struct AffineSeal {
     float base[4][kDim];        // [32 tokens][CoderPosition]
     float inverse[4][kDim];
     float shift[4][kDim];
-    uint32_t codes[2][kCodeWords];  // keys: bytes 0 and 2 of words, one of two warps each; values: [0] only
+    uint32_t codes[kTokens * kDim / 8];  // 2-bit keys: bytes 0 and 2 of words, one half for each of two warps
     uint32_t params[kParamWords];
-    float squares[kTokens];         // of this head
-    float factor[kTokens];          // 1 / norm
+    float squares[2][kMaxClusterHeads][kTokens];  // of all heads, page by page in turns: other CTAs write them
+    uint64_t squares_arrived[2];                  // barriers
+    float factor[kTokens];                        // 1 / norm
+    alignas(128) uint8_t next[kThreads / 32][Tile::kFetchedBytes];  // rows of the next page, each warp's own
   };
 
-  __device__ static void Run(const SealParams& p, const SealJob& job, int head, int side, uint8_t* out, Shared& s) {
+  /// Once, before the first page, and after the last: a CTA writes to others' shared memory while they are there.
+  __device__ static void Begin(const SealParams& p, Shared& s) {
+    if (!p.norms_in_cluster || p.num_kv_heads == 1) return;
+    if (threadIdx.x == 0) {
+      for (uint64_t& barrier : s.squares_arrived) BarrierInit(SharedAddress(&barrier), 1);
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    ClusterArrive();
+    ClusterWait();
+  }
+  __device__ static void End(const SealParams& p) {
+    if (!p.norms_in_cluster || p.num_kv_heads == 1) return;
+    ClusterArrive();
+    ClusterWait();
+  }
+
+  /// The rows of a page on their way, while another one is sealed; Run seals what was fetched last, after `then` has fetched the next.
+  __device__ static void Fetch(const SealParams& p, const SealJob& job, int head, int side, Shared& s) {
+    Tile::Fetch(MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, head, side), SharedAddress(s.next[Warp()]), [side](int r) { return TokenOf(side, r); });
+  }
+  /// turn: how many pages of keys this CTA has sealed.
+  template <class Then>
+  __device__ static void Run(const SealParams& p, const SealJob& job, int head, int side, int turn, uint8_t* out, Shared& s, Then then) {
+    typename Tile::Raw raw;
+    Tile::Take(SharedAddress(s.next[Warp()]), raw);
+    then();
     if (side == 0) {
-      Keys(p, job, head, out, s);
+      Keys(p, job, head, turn, raw, out, s);
     } else {
-      Values(p, job, head, out, s);
+      Values(p, job, raw, out, s);
     }
   }
 
  private:
-  static_assert(Page::kKeyScale == Page::kKeyCodes + 4 * kCodeWords && Page::kValueScale == Page::kValueCodes + 4 * kCodeWords);
+  static_assert(Page::kKeyScale == Page::kKeyCodes + 4 * kKeyWords && Page::kValueScale == Page::kValueCodes + 4 * kValueWords);
 
   __device__ static int Lane() { return static_cast<int>(threadIdx.x & 31); }
   __device__ static int Warp() { return static_cast<int>(threadIdx.x / 32); }
-  /// Channel of value k of the lanes q.
-  __device__ static int ChannelOf(int k, int q) { return 16 * (k / 4) + 8 * (k / 2 % 2) + 2 * q + k % 2; }
 
-  /// Two rows: four channels of each block a lane.
-  __device__ static void Load(const RowSource& rows, const int (&token)[2], uint2 (&raw)[2][kBlocks]) {
-    const int q = Lane() & 3;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) raw[r][b] = rows.HalfChunk(token[r], 2 * b + q / 2, q % 2);
-    }
-    half2 check = __float2half2_rn(0.f);
-#pragma unroll
-    for (int b = 0; b < kBlocks; ++b) check = CheckFinite(make_uint4(raw[0][b].x, raw[0][b].y, raw[1][b].x, raw[1][b].y), check);
-    if (!IsClean(check)) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int b = 0; b < kBlocks; ++b) raw[r][b] = make_uint2(FiniteOrZero(raw[r][b].x), FiniteOrZero(raw[r][b].y));
-      }
-    }
-  }
-
-  /// Entry (channel, column) of H_16 or of the identity, as f16.
-  __device__ static uint32_t Entry(bool rotate, int channel, int column) {
-    constexpr uint32_t kOne = 0x3c00, kSign = 0x8000;
-    if (!rotate) return channel == column ? kOne : 0;
-    return kOne | ((__popc(channel & column) & 1) ? kSign : 0);
-  }
-
-  /// x <- H x without the factor 1 / sqrt(D), or x.
-  __device__ static void Rotate(bool rotate, const uint2 (&raw)[2][kBlocks], float (&x)[2][kValues]) {
-    const int g = Lane() >> 2, q = Lane() & 3;
-    uint2 b[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int column = 8 * h + g;
-      b[h] = make_uint2(Entry(rotate, 4 * q, column) | Entry(rotate, 4 * q + 1, column) << 16,
-                        Entry(rotate, 4 * q + 2, column) | Entry(rotate, 4 * q + 3, column) << 16);
-    }
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float c[4] = {};
-        MmaF16(c[0], c[1], c[2], c[3], raw[0][block].x, raw[1][block].x, raw[0][block].y, raw[1][block].y, b[h].x, b[h].y);
-        x[0][4 * block + 2 * h] = c[0];
-        x[0][4 * block + 2 * h + 1] = c[1];
-        x[1][4 * block + 2 * h] = c[2];
-        x[1][4 * block + 2 * h + 1] = c[3];
-      }
-    }
-    if (!rotate) return;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      RegisterStage<4>(x[r]);
-      RegisterStage<8>(x[r]);
-      if constexpr (kDim == 128) RegisterStage<16>(x[r]);
-    }
+  /// Token of row r of a warp.
+  __device__ static int TokenOf(int side, int r) {
+    const int warp = Warp();
+    if (side == 0) return 16 * warp + r;
+    // Pairs of tokens, a word's fields in one lane: row g + 8 is the token after row g's.
+    return 64 * (warp >> 2) + 32 * (warp >> 1 & 1) + 16 * (r >> 2 & 1) + 8 * (warp & 1) + 2 * (r & 3) + (r >> 3);
   }
 
   // ---- keys
-  __device__ static void Keys(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
+  __device__ static void Keys(const SealParams& p, const SealJob& job, int head, int turn, const typename Tile::Raw& raw, uint8_t* out, Shared& s) {
     const int g = Lane() >> 2;
-    const int token[2] = {16 * Warp() + g, 16 * Warp() + g + 8};
-    uint2 raw[2][kBlocks];
-    Load(MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, head, 0), token, raw);
-    if (p.token_scale && p.norms_in_cluster) AddSquares(raw, token, s);
+    const int token[2] = {TokenOf(0, g), TokenOf(0, g + 8)};
+    if (p.token_scale && p.norms_in_cluster) SendSquares(p.num_kv_heads, head, turn, raw, token, s);
     float x[2][kValues];
-    Rotate(p.rotate, raw, x);
-    if (p.token_scale) TokenFactors(p, job, head, out, s);
+    Tile::template Rotate<true>(p.rotate, raw, x);
+    if (p.token_scale) TokenFactors(p, job, turn, out, s);
     const float rotation = RotationFactor<kDim>(p.rotate);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -173,41 +146,53 @@ struct AffineSeal {
     KeyCodes(exact, x, s);
     __syncthreads();
     uint4* to = reinterpret_cast<uint4*>(out + Page::kKeyCodes);
-    for (int i = threadIdx.x; i < kCodeWords / 4; i += kThreads) {
-      const uint4 even = reinterpret_cast<const uint4*>(s.codes[0])[i], odd = reinterpret_cast<const uint4*>(s.codes[1])[i];
-      to[i] = make_uint4(even.x | odd.x << 8, even.y | odd.y << 8, even.z | odd.z << 8, even.w | odd.w << 8);
+    const uint4* codes = reinterpret_cast<const uint4*>(s.codes);
+    for (int i = threadIdx.x; i < kKeyWords / 4; i += kThreads) {
+      if constexpr (kKeyBits == 2) {
+        const uint4 even = codes[i], odd = codes[kKeyWords / 4 + i];
+        to[i] = make_uint4(even.x | odd.x << 8, even.y | odd.y << 8, even.z | odd.z << 8, even.w | odd.w << 8);
+      } else {
+        to[i] = codes[i];
+      }
     }
     CopyParams(s, out + Page::kKeyScale);
     if (!p.token_scale) {
       for (int w = threadIdx.x; w < kTokens / 2; w += kThreads) reinterpret_cast<uint32_t*>(out + Page::kTokenNorm)[w] = 0x3c003c00u;  // 1
     }
-    // No CTA may leave, or write its sums again, before the others have read them; and its own page must have left shared memory.
-    if (p.token_scale && p.norms_in_cluster) cooperative_groups::this_cluster().barrier_wait();
     __syncthreads();
   }
 
-  /// Norms over all kv heads: each CTA of the cluster adds up its head, then all add the heads in the same order.
-  __device__ static void AddSquares(const uint2 (&raw)[2][kBlocks], const int (&token)[2], Shared& s) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      float sum = 0;
-#pragma unroll
-      for (int b = 0; b < kBlocks; ++b) sum = SumOfSquares(raw[r][b].y, SumOfSquares(raw[r][b].x, sum));
-      sum += __shfl_xor_sync(~0u, sum, 1);
-      sum += __shfl_xor_sync(~0u, sum, 2);
-      if ((Lane() & 3) == 0) s.squares[token[r]] = sum;
+  /// Norms over all kv heads: each CTA of the cluster adds up its head and sends the sums to all, which add the heads in the same order. Two places
+  /// are enough: a CTA that sends the sums of a page has those of the page before from all others, who have read the page before that.
+  __device__ static void SendSquares(int num_heads, int head, int turn, const typename Tile::Raw& raw, const int (&token)[2], Shared& s) {
+    const uint32_t barrier = SharedAddress(&s.squares_arrived[turn & 1]);
+    if (threadIdx.x == 0 && num_heads > 1) BarrierArriveExpect(barrier, num_heads * kTokens * static_cast<int>(sizeof(float)));
+    float sum[2];
+    Tile::Squares(raw, sum);
+    if (num_heads == 1) {  // no cluster
+      if ((Lane() & 3) == 0) s.squares[turn & 1][0][token[0]] = sum[0], s.squares[turn & 1][0][token[1]] = sum[1];
+      return;
     }
-    cooperative_groups::this_cluster().barrier_arrive();
+    for (int to = Lane() & 3; to < num_heads; to += 4) {
+      const uint32_t there = InCluster(barrier, to);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) SendToCluster(InCluster(SharedAddress(&s.squares[turn & 1][head][token[r]]), to), sum[r], there);
+    }
   }
 
-  __device__ static void TokenFactors(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
-    const auto cluster = cooperative_groups::this_cluster();
-    if (p.norms_in_cluster) cluster.barrier_wait();
+  __device__ static void TokenFactors(const SealParams& p, const SealJob& job, int turn, uint8_t* out, Shared& s) {
+    if (p.norms_in_cluster) {
+      if (p.num_kv_heads > 1) {
+        BarrierWait(SharedAddress(&s.squares_arrived[turn & 1]), turn >> 1 & 1);
+      } else {
+        __syncthreads();
+      }
+    }
     if (threadIdx.x < kTokens) {
       const int t = threadIdx.x;
       float sum = 0;
       if (p.norms_in_cluster) {
-        for (int h = 0; h < p.num_kv_heads; ++h) sum += cluster.map_shared_rank(s.squares, h)[t];
+        for (int h = 0; h < p.num_kv_heads; ++h) sum += s.squares[turn & 1][h][t];
       } else {
         for (int h = 0; h < p.num_kv_heads; ++h) {
           const RowSource rows = MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, h, 0);
@@ -224,7 +209,6 @@ struct AffineSeal {
       const int at = (t % 8) * 16 + 2 * (t / 16) + (t % 16) / 8;  // VectorPosition
       reinterpret_cast<uint16_t*>(out + Page::kTokenNorm)[at] = stored;
     }
-    if (p.norms_in_cluster) cluster.barrier_arrive();
     __syncthreads();
   }
 
@@ -256,33 +240,37 @@ struct AffineSeal {
   }
 
   __device__ static void KeyParameters(const SealParams& p, Shared& s) {
-    const int group_rows = p.key_group_size / 4;  // a row is 4 tokens
-    for (int i = threadIdx.x; i < 4 * kDim; i += kThreads) {
-      const int part = i / kDim, position = i % kDim, k = ValueAt(position), q = LaneAt(position), channel = ChannelOf(k, q);
-      const int first = part * 8 / group_rows * group_rows;
-      float low = s.low[first][position], high = s.high[first][position];
-#pragma unroll 4
-      for (int row = first + 1; row < first + group_rows; ++row) {
-        low = fminf(low, s.low[row][position]);
-        high = fmaxf(high, s.high[row][position]);
-      }
-      const GroupCoder c = MakeGroupCoder(p.key_float_min, low, high);
+    const int group_rows = p.key_group_size / 4;  // a row is 4 tokens; a power of two
+    for (int i = threadIdx.x; i < 2 * kDim; i += kThreads) {
+      const int part = i / (kDim / 2), position = 2 * (i % (kDim / 2)), k = ValueAt(position), q = LaneAt(position), channel = Tile::ChannelOf(k, q);
+      const int first = part * 8 & -group_rows;
+      float2 low = *reinterpret_cast<const float2*>(&s.low[first][position]), high = *reinterpret_cast<const float2*>(&s.high[first][position]);
+      const auto narrow = [&](int row) {
+        const float2 l = *reinterpret_cast<const float2*>(&s.low[row][position]), h = *reinterpret_cast<const float2*>(&s.high[row][position]);
+        low = make_float2(fminf(low.x, l.x), fminf(low.y, l.y));
+        high = make_float2(fmaxf(high.x, h.x), fmaxf(high.y, h.y));
+      };
+#pragma unroll
+      for (int row = 1; row < 8; ++row) narrow(first + row);
+#pragma unroll 1
+      for (int row = first + 8; row < first + group_rows; ++row) narrow(row);
+      const GroupCoder c = MakeGroupCoder<kKeyBits>(p.key_float_min, low.x, high.x), d = MakeGroupCoder<kKeyBits>(p.key_float_min, low.y, high.y);
       const int coder = CoderPosition(k / 4, q) + k % 4;
-      s.base[part][coder] = c.base;
-      s.inverse[part][coder] = c.inverse;
-      s.shift[part][coder] = c.shift;
-      uint16_t* params = reinterpret_cast<uint16_t*>(s.params);
-      const int even = channel - channel % 2;
-      params[(Page::KeyScaleByte(part, even) - Page::kKeyScale) / 2 + channel % 2] = c.scale;
-      params[(Page::KeyOffsetByte(part, even) - Page::kKeyScale) / 2 + channel % 2] = c.offset;
+      *reinterpret_cast<float2*>(&s.base[part][coder]) = make_float2(c.base, d.base);
+      *reinterpret_cast<float2*>(&s.inverse[part][coder]) = make_float2(c.inverse, d.inverse);
+      *reinterpret_cast<float2*>(&s.shift[part][coder]) = make_float2(c.shift, d.shift);
+      s.params[(Page::KeyScaleByte(part, channel) - Page::kKeyScale) / 4] = c.scale | static_cast<uint32_t>(d.scale) << 16;
+      s.params[(Page::KeyOffsetByte(part, channel) - Page::kKeyScale) / 4] = c.offset | static_cast<uint32_t>(d.offset) << 16;
     }
   }
 
   __device__ static void KeyCodes(const bool (&exact)[2], const float (&x)[2][kValues], Shared& s) {
     const int g = Lane() >> 2, q = Lane() & 3, part = Warp() / 2;
-    const uint32_t keep = (exact[0] ? 0 : 0x00330033u) | (exact[1] ? 0 : 0x00cc00ccu);
-    constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * 0x00550055u;  // what 8 biased codes, in the low bytes of both halves, add up to besides
-    uint4* to = reinterpret_cast<uint4*>(s.codes[Warp() % 2]);
+    // Fields 2 odd + high of both halves of a word; with 2 bits the other half of a byte pair is the next warp's.
+    constexpr uint32_t kFirst = kKeyBits == 2 ? 0x00330033u : 0x0f0f0f0fu, kSecond = kFirst << kKeyBits;
+    const uint32_t keep = (exact[0] ? 0 : kFirst) | (exact[1] ? 0 : kSecond);
+    constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * (kKeyBits == 2 ? 0x00550055u : 0x11111111u);  // what 8 biased codes add up to besides
+    uint4* to = reinterpret_cast<uint4*>(s.codes) + (kKeyBits == 2 ? Warp() % 2 * (kKeyWords / 4) : Warp() % 2 * 32);
 #pragma unroll
     for (int quad = 0; quad < kQuads; ++quad) {
       uint32_t words[4] = {kNoCodes, kNoCodes, kNoCodes, kNoCodes};
@@ -297,25 +285,23 @@ struct AffineSeal {
         for (int e = 0; e < 4; ++e) {  // channels 16 b + 8 (e / 2) + 2 q + e % 2
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
-            const uint32_t code = BiasedCode(SaturatedMultiplyAdd(x[r][4 * b + e] - bases[e], inverses[e], shifts[e]));
-            words[2 * (b / 2 % 2) + e / 2] += code << (4 * (b % 2) + 2 * r + 16 * (e % 2));
+            const uint32_t code = BiasedCode<kKeyBits>(SaturatedMultiplyAdd(x[r][4 * b + e] - bases[e], inverses[e], shifts[e]));
+            words[2 * (b / 2 % 2) + e / 2] += code << (kKeyBits * (2 * (b % 2) + r) + 16 * (e % 2));
           }
         }
       }
-      to[(part * kQuads + quad) * 32 + 4 * g + q] = make_uint4(words[0] & keep, words[1] & keep, words[2] & keep, words[3] & keep);
+      to[(part * kQuads + quad) * (kKeyBits / 2) * 32 + 4 * g + q] = make_uint4(words[0] & keep, words[1] & keep, words[2] & keep, words[3] & keep);
     }
   }
 
   // ---- values
-  __device__ static void Values(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
+  __device__ static void Values(const SealParams& p, const SealJob& job, const typename Tile::Raw& raw, uint8_t* out, Shared& s) {
     const int g = Lane() >> 2, q = Lane() & 3, warp = Warp();
-    const int eight = warp & 1, i = 2 * (warp >> 1 & 1) + eight, quad = warp >> 2, odd = g >> 2, pair = g & 3;
-    const int first = 64 * quad + 32 * (i / 2) + 16 * odd + 8 * eight + 2 * pair;
+    const int i = 2 * (warp >> 1 & 1) + (warp & 1), quad = warp >> 2, odd = g >> 2, pair = g & 3;
+    const int first = TokenOf(1, g);
     const int token[2] = {first, first + 1};
-    uint2 raw[2][kBlocks];
-    Load(MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, head, 1), token, raw);
     float x[2][kValues];
-    Rotate(p.rotate, raw, x);
+    Tile::template Rotate<true>(p.rotate, raw, x);
 
     // Of the lanes q each takes one part of 32 channels (D = 64: two lanes the same).
     constexpr int kLanesPerPart = 4 / kParts;
@@ -327,11 +313,10 @@ struct AffineSeal {
       float low[kParts], high[kParts];
 #pragma unroll
       for (int k = 0; k < kValues; ++k) {
-        x[r][k] *= rotation;
         low[k / 8] = k % 8 == 0 ? x[r][k] : fminf(low[k / 8], x[r][k]);
         high[k / 8] = k % 8 == 0 ? x[r][k] : fmaxf(high[k / 8], x[r][k]);
       }
-      coder[r] = ValueCoder(p, low, high);
+      coder[r] = ValueCoder(p, rotation, low, high);
       if (IsExact(job, token[r])) coder[r].scale = coder[r].offset = 0;
     }
     if (q % kLanesPerPart == 0) {
@@ -339,43 +324,51 @@ struct AffineSeal {
       s.params[(Page::ValueOffsetByte(part, first) - Page::kValueScale) / 4] = coder[0].offset | static_cast<uint32_t>(coder[1].offset) << 16;
     }
 
-    constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * 0x05050505u;  // 8 biased codes, two in the low half of each byte
+    // 2 bits: both blocks of a part in a word, fields 4 t + 2 odd + high. 4 bits: a word each, fields 2 odd + high.
+    constexpr int kPerPart = kValueBits;  // words [block][channel % 2]
+    constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * (kValueBits == 2 ? 0x05050505u : 0x00110011u);  // what the biased codes add up to besides
     const uint32_t keep = (IsExact(job, token[0]) ? 0 : 0x0000ffffu) | (IsExact(job, token[1]) ? 0 : 0xffff0000u);
-    uint32_t half_words[2 * kParts];  // [part][channel % 2]
+    uint32_t half_words[kPerPart * kParts];
 #pragma unroll
     for (int at = 0; at < kParts; ++at) {
       const int from = (Lane() & ~3) + at * kLanesPerPart;
-      uint32_t words[2] = {kNoCodes, kNoCodes};
+      uint32_t words[kPerPart];
+#pragma unroll
+      for (int n = 0; n < kPerPart; ++n) words[n] = kNoCodes;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float base = __shfl_sync(~0u, coder[r].base, from), inverse = __shfl_sync(~0u, coder[r].inverse, from),
                     shift = __shfl_sync(~0u, coder[r].shift, from);
 #pragma unroll
         for (int e = 0; e < 8; ++e) {  // block 2 at + e / 4, channel bit 3: e / 2 % 2
-          const uint32_t code = BiasedCode(SaturatedMultiplyAdd(x[r][8 * at + e] - base, inverse, shift));
-          words[e % 2] += code << (8 * (e / 4) + 2 * (e / 2 % 2) + 16 * r);
+          const uint32_t code = BiasedCode<kValueBits>(SaturatedMultiplyAdd(x[r][8 * at + e] - base, inverse, shift));
+          const int word = kValueBits == 2 ? e % 2 : 2 * (e / 4) + e % 2, t = kValueBits == 2 ? e / 4 : 0;
+          words[word] += code << (kValueBits * (4 * t + e / 2 % 2) + 16 * r);
         }
       }
-      half_words[2 * at] = (words[0] & keep) << (4 * odd);
-      half_words[2 * at + 1] = (words[1] & keep) << (4 * odd);
+#pragma unroll
+      for (int n = 0; n < kPerPart; ++n) half_words[kPerPart * at + n] = (words[n] & keep) << (2 * kValueBits * odd);
     }
     // The lane with the other value of `odd` has the other half of each word: each completes half of the words.
 #pragma unroll
-    for (int n = 0; n < kParts; ++n) {
-      const uint32_t other = __shfl_xor_sync(~0u, odd ? half_words[n] : half_words[n + kParts], 16);
-      const uint32_t word = other | (odd ? half_words[n + kParts] : half_words[n]);
-      const int at = (odd ? n + kParts : n) / 2, next = n % 2;  // kParts is even
-      s.codes[0][((at * 2 + quad) * 32 + 4 * (2 * q + next) + pair) * 4 + i] = word;
+    for (int n = 0; n < kPerPart * kParts / 2; ++n) {
+      constexpr int kHalf = kPerPart * kParts / 2;
+      const uint32_t other = __shfl_xor_sync(~0u, odd ? half_words[n] : half_words[n + kHalf], 16);
+      const uint32_t word = other | (odd ? half_words[n + kHalf] : half_words[n]);
+      const int at = (odd ? n + kHalf : n) / kPerPart, next = n % 2, block = kValueBits == 2 ? 0 : n % kPerPart / 2;  // kParts is even
+      const int row = (at * 2 + quad) * (kValueBits / 2) + block;
+      s.codes[(row * 32 + 4 * (2 * q + next) + pair) * 4 + i] = word;
     }
     __syncthreads();
-    for (int w = threadIdx.x; w < kCodeWords / 4; w += kThreads)
-      reinterpret_cast<uint4*>(out + Page::kValueCodes)[w] = reinterpret_cast<const uint4*>(s.codes[0])[w];
+    for (int w = threadIdx.x; w < kValueWords / 4; w += kThreads)
+      reinterpret_cast<uint4*>(out + Page::kValueCodes)[w] = reinterpret_cast<const uint4*>(s.codes)[w];
     CopyParams(s, out + Page::kValueScale);
     __syncthreads();
   }
 
   /// The coder of the lane's part from the ranges of all parts over the lane's channels.
-  __device__ static GroupCoder ValueCoder(const SealParams& p, const float (&low)[kParts], const float (&high)[kParts]) {
+  /// Ranges and what is coded come without the rotation's factor.
+  __device__ static GroupCoder ValueCoder(const SealParams& p, float rotation, const float (&low)[kParts], const float (&high)[kParts]) {
     const int q = Lane() & 3;
     const bool upper = q & 2, odd = q & 1;
     float mn, mx;
@@ -399,7 +392,10 @@ struct AffineSeal {
       mn = fminf(mn, __shfl_xor_sync(~0u, mn, mask));
       mx = fmaxf(mx, __shfl_xor_sync(~0u, mx, mask));
     }
-    return MakeGroupCoder(p.value_float_min, mn, mx);
+    GroupCoder c = MakeGroupCoder<kValueBits>(p.value_float_min, mn * rotation, mx * rotation);
+    c.base = p.value_float_min && p.rotate ? c.base * __fdiv_rn(1.f, rotation) : p.value_float_min ? c.base : mn;
+    c.inverse *= rotation;
+    return c;
   }
 
   __device__ static void CopyParams(const Shared& s, uint8_t* to) {

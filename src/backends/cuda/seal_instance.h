@@ -1,4 +1,4 @@
-// The sealing kernels that this build has: one for each kind of page and head_dim, written into the build folder by CMake.
+// The sealing kernels that this build has: one for each form of page, written into the build folder by CMake.
 #pragma once
 
 #include <span>
@@ -7,13 +7,18 @@
 
 namespace kvrazor::cuda {
 
-struct SealInstance {
-  PageKind kind;
-  int head_dim;
-  const void* many_pages;  // __global__ void (SealParams): for throughput
-  const void* few_pages;   // the same for an append: for the time of one page
+struct SealVariant {
+  const void* function;  // __global__ void (SealParams)
+  int split;             // CTAs that share one head and side of a page
+  int ctas_per_sm;       // that are resident at once
   int threads;
   int shared_bytes;
+};
+
+struct SealInstance {
+  PageForm form;
+  SealVariant many_pages;  // for throughput
+  SealVariant few_pages;   // for an append: for the time of one page
 };
 
 std::span<const SealInstance> SealInstances();

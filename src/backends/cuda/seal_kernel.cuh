@@ -1,9 +1,13 @@
-// One launch of append and seal. Grid (kv heads, storing blocks + workers, 2 sides); a worker seals one head and side of pages y,
-// y + workers, ..., or a CTA stores rows of new tokens. With token scales the heads of a page are one cluster.
+// One launch of append and seal. A worker seals one head and side of pages y, y + workers, ..., or a CTA stores rows of new tokens.
+//
+//   affine                  grid (kv heads, storing blocks + workers, 1 or 2 sides); with token scales the heads of a page are one cluster
+//   razor, many pages       grid (workers, kv heads, 2 sides)
+//   razor, time of a page   grid (kv heads times 4, storing blocks + workers, 2 sides); the four CTAs of a head, side and page are one cluster
 #pragma once
 
 #include <cuda_bf16.h>
 
+#include "src/backends/cuda/page_convert.h"
 #include "src/backends/cuda/seal_affine.cuh"
 #include "src/backends/cuda/seal_razor_key.cuh"
 #include "src/backends/cuda/seal_razor_value.cuh"
@@ -27,7 +31,7 @@ __device__ __forceinline__ uint4 F16FromBf16(const uint4& v) {
 
 /// Rows of one head and side; D/8 threads a token, each 16 bytes.
 template <int kDim>
-__device__ __forceinline__ void Store(const StoreRows& store, int num_kv_heads, int head, int side, int block) {
+__device__ __forceinline__ void StoreNewRows(const StoreRows& store, int num_kv_heads, int head, int side, int block) {
   constexpr int kChunks = kDim / 8;
   const int tokens = blockDim.x / kChunks;
   const int token = block * tokens + static_cast<int>(threadIdx.x) / kChunks, chunk = threadIdx.x % kChunks;
@@ -40,43 +44,90 @@ __device__ __forceinline__ void Store(const StoreRows& store, int num_kv_heads, 
   *reinterpret_cast<uint4*>(store.row_pages + block_at + RowByte<kDim>(slot % kTokens, 8 * chunk)) = v;
 }
 
-template <bool kRazor, int kDim>
+/// Form::kForm is a PageForm: nvcc takes no class as a kernel's template argument.
+template <class Form, int kSplit>
 struct SealKernel {
-  using Affine = AffineSeal<kDim>;
-  using Key = RazorKeySeal<kDim>;
-  using Value = RazorValueSeal<kDim>;
+  static constexpr PageForm kForm = Form::kForm;
+  static constexpr int kDim = kForm.head_dim;
+  static constexpr bool kRazor = kForm.kind == PageKind::kRazor;
+  // Of the two kinds, one is never instantiated further than its size.
+  using Affine = AffineSeal<kDim, kRazor ? 2 : kForm.key_bits, kForm.value_bits>;
+  static constexpr int kRazorBits = kRazor ? kForm.key_bits : 2;
+  using RazorPageOf = RazorPage<kDim, kRazorBits, kForm.rank_one_mean, kForm.value_groups>;
+  using Key = RazorKeySeal<RazorPageOf, kDim, kRazorBits, kForm.rank_one_mean, kSplit>;
+  using Value = RazorValueSeal<RazorPageOf, kDim, kForm.value_groups, kSplit>;
   static constexpr int kThreads = kRazor ? Key::kThreads : Affine::kThreads;
-  /// CTAs a multiprocessor: as many as shared memory holds with razor; with affine pages 3 for many pages (80 registers, 180 bytes spilled at
-  /// D = 128), 2 for an append, where the time of one page counts.
-  static constexpr int kMany = kRazor && kDim == 64 ? 4 : 3;
-  static constexpr int kFew = kRazor ? kMany : 2;
-  static constexpr int kSharedBytes =
-      kRazor ? static_cast<int>(sizeof(typename Key::Shared) > sizeof(typename Value::Shared) ? sizeof(typename Key::Shared) : sizeof(typename Value::Shared))
-             : static_cast<int>(sizeof(typename Affine::Shared));
+  /// CTAs a multiprocessor: as many as shared memory holds; two where the time of one page counts.
+  static constexpr int kCtasPerSm = kSplit > 1 || !kRazor ? 2 : kDim == 64 ? 4 : 3;
+  static constexpr int kSharedBytes = static_cast<int>(kRazor ? (sizeof(typename Key::Shared) > sizeof(typename Value::Shared) ? sizeof(typename Key::Shared) : sizeof(typename Value::Shared))
+                                                              : sizeof(typename Affine::Shared));
 
   __device__ static void Run(const SealParams& p) {
     extern __shared__ uint4 shared[];
-    const int head = blockIdx.x, side = blockIdx.z;
-    const int block = static_cast<int>(blockIdx.y) - p.store.num_blocks;
-    if (block < 0) return Store<kDim>(p.store, p.num_kv_heads, head, side, block + p.store.num_blocks);
-    const int workers = static_cast<int>(gridDim.y) - p.store.num_blocks;
-    // The same for all CTAs of a cluster.
-    int index = NextJob(p.jobs, p.num_jobs, block, workers);
-    for (; index < p.num_jobs; index = NextJob(p.jobs, p.num_jobs, index + workers, workers)) {
-      const SealJob job = p.jobs[index];
-      if constexpr (!kRazor) {
-        Affine::Run(p, job, head, side, Out(p, job, head), *reinterpret_cast<typename Affine::Shared*>(shared));
-      } else if (side == 0) {
-        Key::Run(p, job, head, Out(p, job, head), *reinterpret_cast<typename Key::Shared*>(shared));
+    if constexpr (!kRazor) {
+      RunAffine(p, *reinterpret_cast<typename Affine::Shared*>(shared));
+    } else if constexpr (kSplit == 1) {
+      // Neighbours seal the same head: what they read of its metric is in the first-level cache more often.
+      if (blockIdx.z == 0) {
+        RunRazor<Key>(p, blockIdx.y, 0, blockIdx.x, gridDim.x, 0, *reinterpret_cast<typename Key::Shared*>(shared));
       } else {
-        Value::Run(p, job, head, Out(p, job, head), *reinterpret_cast<typename Value::Shared*>(shared));
+        RunRazor<Value>(p, blockIdx.y, 1, blockIdx.x, gridDim.x, 0, *reinterpret_cast<typename Value::Shared*>(shared));
       }
-      Finish(p, job, head, side);
-      __syncthreads();
+    } else {
+      const int head = blockIdx.x / kSplit, share = blockIdx.x % kSplit, side = blockIdx.z;
+      const int worker = static_cast<int>(blockIdx.y) - p.store.num_blocks, workers = static_cast<int>(gridDim.y) - p.store.num_blocks;
+      if (worker < 0) {
+        StoreNewRows<kDim>(p.store, p.num_kv_heads, head, side, static_cast<int>(blockIdx.y) * kSplit + share);
+      } else if (side == 0) {
+        RunRazor<Key>(p, head, 0, worker, workers, share, *reinterpret_cast<typename Key::Shared*>(shared));
+      } else {
+        RunRazor<Value>(p, head, 1, worker, workers, share, *reinterpret_cast<typename Value::Shared*>(shared));
+      }
     }
   }
 
  private:
+  template <class Side>
+  __device__ static void RunRazor(const SealParams& p, int head, int side, int worker, int workers, int share, typename Side::Shared& s) {
+    // The same for all CTAs of a cluster.
+    int index = NextJob(p.jobs, p.num_jobs, worker, workers);
+    if (index < p.num_jobs) Side::Begin(p, head, s);
+    for (; index < p.num_jobs; index = NextJob(p.jobs, p.num_jobs, index + workers, workers)) {
+      const SealJob job = p.jobs[index];
+      Side::Run(p, job, head, share, Out(p, job, head), s);
+      if (share == 0) Finish(p, job, head, side);
+      __syncthreads();
+    }
+  }
+
+  /// A page is fetched while the one before is sealed. With one side in the grid a worker seals the keys of all its pages, then the values.
+  __device__ static void RunAffine(const SealParams& p, typename Affine::Shared& s) {
+    const int head = blockIdx.x, last_side = gridDim.z == 1 ? 1 : blockIdx.z;
+    const int worker = static_cast<int>(blockIdx.y) - p.store.num_blocks, workers = static_cast<int>(gridDim.y) - p.store.num_blocks;
+    if (worker < 0) return StoreNewRows<kDim>(p.store, p.num_kv_heads, head, blockIdx.z, blockIdx.y);
+    int side = blockIdx.z;
+    int index = NextJob(p.jobs, p.num_jobs, worker, workers);
+    if (index >= p.num_jobs) return;
+    SealJob job = p.jobs[index];
+    Affine::Begin(p, s);
+    Affine::Fetch(p, job, head, side, s);
+    for (int turn = 0; index < p.num_jobs; ++turn) {  // keys first, so that it counts their pages
+      const SealJob current = job;
+      const int current_side = side;
+      index = NextJob(p.jobs, p.num_jobs, index + workers, workers);
+      if (index >= p.num_jobs && side < last_side) {
+        ++side;
+        index = NextJob(p.jobs, p.num_jobs, worker, workers);
+      }
+      if (index < p.num_jobs) job = p.jobs[index];
+      Affine::Run(p, current, head, current_side, turn, Out(p, current, head), s, [&] {
+        if (index < p.num_jobs) Affine::Fetch(p, job, head, side, s);
+      });
+      Finish(p, current, head, current_side);
+    }
+    Affine::End(p);
+  }
+
   __device__ static uint8_t* Out(const SealParams& p, const SealJob& job, int head) {
     return p.packed_pages + (int64_t{job.target} * p.num_kv_heads + head) * p.packed_head_bytes;
   }
@@ -89,9 +140,9 @@ struct SealKernel {
   }
 };
 
-template <bool kRazor, int kDim, int kCtasPerSm>
-__global__ void __launch_bounds__(SealKernel<kRazor, kDim>::kThreads, kCtasPerSm) Seal(const SealParams p) {
-  SealKernel<kRazor, kDim>::Run(p);
+template <class Form, int kSplit>
+__global__ void __launch_bounds__(SealKernel<Form, kSplit>::kThreads, SealKernel<Form, kSplit>::kCtasPerSm) Seal(const SealParams p) {
+  SealKernel<Form, kSplit>::Run(p);
 }
 
 }  // namespace kvrazor::cuda

@@ -30,6 +30,8 @@ struct StoreRows {
   bool is_bf16;
 };
 
+inline constexpr int kMaxClusterHeads = 8;  // the largest cluster that every device takes
+
 struct SealParams {
   SealRows rows;
   StoreRows store;

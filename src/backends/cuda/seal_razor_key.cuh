@@ -1,21 +1,29 @@
-// Seals the keys of one head of a page with razor (formulas: backends/cpu/seal_razor_key.cc), 128 threads. Values lie in shared memory,
-// [128 tokens][D] words in chunks of 4 channels, chunk x of token t at x ^ Swizzle(t); a warp's 32 tokens are its own from step 2 on.
+// Seals the keys of one head of a page with razor (formulas: backends/cpu/seal_razor_key.cc), 128 threads. A strip is 32 tokens; a quarter, a
+// quarter of the channels. kSplit = 1: a CTA seals a page, a warp a strip, a thread a token (throughput). kSplit = 4: a CTA seals a strip, the
+// four of a page are a cluster, a thread has a quarter of a token, a warp a share of the blocks of channels (time of one page). All sums
+// are formed in the same order in both, so the bytes are the same.
 //
-//   1. rows  -> y, rotated; column sums -> mean                                        thread = (token, 16 channels)
-//   2. token -> r = y - mean, the best of ten scales s; r / s as two f16 (high + low)  thread = token
-//   3. v = r / s (I + W), block of 16 channels by block, last first                   mma: high high + low high + high low
+//   1. rows  -> y, rotated (seal_tile.cuh), in shared memory; sums of columns by strips -> mean
+//   2. token -> r = y - a mean, the best scale s, by quarters; r / s as two f16 (high + low)
+//   3. v = r / s (I + W), block of 16 channels by block                             mma: high high + low high + high low
 //   4. blocks, first first: b = levels of earlier blocks times W (mma, levels are exact in f16, W = high + low); then channel by
-//      channel: code = rne(v - b + 3/2), b of the block's later channels += W level    thread = token
+//      channel: code = rne(v - b + L/2), b of the block's later channels += W level     thread = token
 //      feedback in units of s: x / s = v - b, because e = r - s l and x = r + W^T e
 //      gain = sum d v^2 / sum d v (l + b)
-//   5. codes of 4 channels in a word -> words of the page: 4 tokens 16 apart side by side
+//   5. codes of 4 channels in a word -> words of the page: tokens 16 apart side by side
+//
+//   tile     [tokens][D] words in chunks of 4 channels, chunk x of token t at x ^ Swizzle(t): y, r as floats; then {high 0 1, high 2 3, low 0 1,
+//            low 2 3}; v as floats; {level 0 1, level 2 3, codes, 0}
 //
 // Products of 3 and 4 lose 2^-22 of a term: a code differs from float64's only where x / s is that close to a half.
 #pragma once
 
+#include <cooperative_groups.h>
+
+#include <type_traits>
+
 #include "src/backends/cuda/metric_layout.h"
-#include "src/backends/cuda/ptx.cuh"
-#include "src/backends/cuda/seal_rows.cuh"
+#include "src/backends/cuda/seal_tile.cuh"
 
 namespace kvrazor::cuda {
 
@@ -32,43 +40,123 @@ __device__ __forceinline__ uint8_t DeviceEncodeE3M5(float x, float base) {
   return static_cast<uint8_t>(code == 0 ? 1 : code);
 }
 
-template <int kDim>
+template <class PackedPage, int kDim, int kBits, bool kRankOne, int kSplit>
 struct RazorKeySeal {
-  using Page = RazorPage<kDim>;
-  using Tile = RowTile<kDim, /*kInterleaved=*/false>;
+  using Page = PackedPage;
+  using Tile = RowTile16<kDim>;
   using Metric = MetricLayout<kDim>;
   static constexpr int kThreads = 128;
-  static constexpr int kLanes = kDim / 16;  // threads a token in step 1
-  static constexpr int kPasses = kDim / 64;
+  static constexpr int kStrip = 32;  // tokens
+  static constexpr int kStrips = kTokens / kStrip;
   static constexpr int kBlocks = Metric::kBlocks;
+  static constexpr int kMaxSums = 11;  // of a token by quarters
+  static_assert(kSplit == 1 || kSplit == kStrips);
+  static constexpr bool kWhole = kSplit == 1;
+  static constexpr float kMost = (1 << kBits) - 1;  // largest code
+  static constexpr float kMiddle = kMost / 2;
 
+  /// Only with kSplit = 4.
+  struct Shares {
+    alignas(16) uint8_t metric[Metric::kBytes];
+    float sums[2][kStrips][kMaxSums][kStrip];  // [in turns][quarter]..: parts of a token's sums
+    float column[kDim];                         // sums over the strip
+    uint64_t arrived;                           // barrier of the copy of the metric
+  };
+  struct Nothing {};
   struct Shared {
-    uint32_t tile[kTokens][kDim];
-    float scratch[4][32][16];   // b of a block, by token; partial column sums before that
+    uint32_t tile[kTokens / kSplit][kDim];
+    float scratch[kStrips / kSplit][16][kStrip];  // b of a block: channel c of token t at Fed(c, t)
     float mean[kDim];
     float reduce[8];
-    float scale[kTokens];       // s'
+    float mean_square;
+    float scale[kTokens / kSplit];       // s'
+    uint16_t factor[kTokens / kSplit];   // a, f16; kRankOne
     int16_t stored_mean[kDim];
+    std::conditional_t<kWhole, Nothing, Shares> shares;
   };
 
-  __device__ static void Run(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
-    LoadAndSum(p, job, head, s);
+  /// Once, before the first page: with kSplit = 4 the metric is on its way to shared memory.
+  __device__ static void Begin(const SealParams& p, int head, Shared& s) {
+    if constexpr (!kWhole) {
+      if (!p.metric) return;
+      const uint32_t barrier = SharedAddress(&s.shares.arrived);
+      if (threadIdx.x == 0) {
+        BarrierInit(barrier, 1);
+        FenceAsyncProxy();
+        BarrierArriveExpect(barrier, Metric::kBytes);
+        BulkCopyKept(SharedAddress(s.shares.metric), p.metric + int64_t{head} * Metric::kBytes, Metric::kBytes, barrier);
+      }
+    }
+  }
+
+  /// strip: of this CTA, 0 with kSplit = 1.
+  __device__ static void Run(const SealParams& p, const SealJob& job, int head, int strip, uint8_t* out, Shared& s) {
+    const int first = strip * kStrip;
+    Load(p, job, head, first, s);
     __syncthreads();
     Mean(job, s);
-    __syncthreads();
-    const int token = threadIdx.x;
-    const float scale = IsExact(job, token) ? 0.f : BestScale(token, s);
-    Divide(token, scale, s);
-    __syncwarp();
-    const uint8_t* metric = p.metric ? p.metric + int64_t{head} * Metric::kBytes : nullptr;
-    if (metric) Image(metric, s);
-    const float gain = Codes(metric, scale, s);
-    s.scale[token] = gain * scale;
-    __syncthreads();
-    Store(s, out);
+    const int token = kWhole ? threadIdx.x : threadIdx.x & 31;
+    const float scale = TokenScale(IsExact(job, first + token), token, s);
+    const uint8_t* metric = nullptr;
+    if (p.metric) metric = kWhole ? p.metric + int64_t{head} * Metric::kBytes : SharedMetric(s);
+    float gain;
+    if (metric) {
+      Divide<true>(token, scale, s);
+      SyncStrip();
+      Image(metric, s);
+      gain = Codes<true>(metric, scale, s);
+    } else {
+      Divide<false>(token, scale, s);
+      SyncStrip();
+      gain = Codes<false>(nullptr, scale, s);
+    }
+    if (kWhole || threadIdx.x < kStrip) s.scale[token] = gain * scale;
+    SyncPage();
+    Store(strip, s, out);
+    if constexpr (!kWhole) {  // nobody leaves, or writes again, before the others have read
+      ClusterArriveRead();
+      ClusterWait();
+    }
   }
 
  private:
+  // ---- who is who
+  __device__ static int Warp() { return static_cast<int>(threadIdx.x / 32); }
+  /// Barrier of the threads that share a strip; of those that share a page.
+  __device__ static void SyncStrip() {
+    if constexpr (kWhole) {
+      __syncwarp();
+    } else {
+      __syncthreads();
+    }
+  }
+  __device__ static void SyncPage() {
+    if constexpr (kWhole) {
+      __syncthreads();
+    } else {
+      ClusterArrive();
+      ClusterWait();
+    }
+  }
+  /// A strip's own or another CTA's shared memory.
+  template <class T>
+  __device__ static const T* OfStrip(const T* mine, int strip) {
+    if constexpr (kWhole) return mine;
+    return cooperative_groups::this_cluster().map_shared_rank(mine, strip);
+  }
+  __device__ static const uint8_t* SharedMetric(Shared& s) {
+    if constexpr (!kWhole) {
+      BarrierWait(SharedAddress(&s.shares.arrived), 0);
+      return s.shares.metric;
+    }
+    return nullptr;
+  }
+  template <class T>
+  __device__ static T Read(const T* metric) {
+    if constexpr (kWhole) return __ldg(metric);
+    return *metric;
+  }
+
   __device__ static int Swizzle(int token) { return ((token & 1) << 2) | ((token >> 1) & 3); }
   __device__ static uint4* Chunk(Shared& s, int token, int chunk) {
     return reinterpret_cast<uint4*>(s.tile[token]) + (chunk ^ Swizzle(token));
@@ -76,118 +164,187 @@ struct RazorKeySeal {
   __device__ static float4* FloatChunk(Shared& s, int token, int chunk) { return reinterpret_cast<float4*>(Chunk(s, token, chunk)); }
 
   // ---- 1
-  __device__ static void LoadAndSum(const SealParams& p, const SealJob& job, int head, Shared& s) {
-    const int tid = threadIdx.x, j = tid % kLanes, row = tid / kLanes;
-    constexpr int kRows = kThreads / kLanes;
+  __device__ static void Load(const SealParams& p, const SealJob& job, int head, int first, Shared& s) {
     const RowSource rows = MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, head, 0);
     const float rotation = RotationFactor<kDim>(p.rotate);
-    float sum[16] = {};
+    const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+    constexpr int kTiles = kTokens / kSplit / 16;
+#pragma unroll 1
+    for (int tile = Warp(); tile < kTiles; tile += 4) {
+      const int local[2] = {16 * tile + g, 16 * tile + g + 8};
+      const int token[2] = {first + local[0], first + local[1]};
+      typename Tile::Raw raw;
+      Tile::Load(rows, token, raw);
+      float x[2][Tile::kValues];
+      Tile::template Rotate<false>(p.rotate, raw, x);
 #pragma unroll
-    for (int pass = 0; pass < kPasses; ++pass) {
-      uint4 raw[4][2];
+      for (int r = 0; r < 2; ++r) {
+        const float factor = IsExact(job, token[r]) ? 0.f : rotation;
 #pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const int token = (pass * 4 + m) * kRows + row;
-#pragma unroll
-        for (int c = 0; c < 2; ++c) raw[m][c] = rows.Chunk(token, j + c * Tile::kOther);
-      }
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const int token = (pass * 4 + m) * kRows + row;
-        if (!IsClean(CheckFinite(raw[m][1], CheckFinite(raw[m][0], __float2half2_rn(0.f))))) {
-          MakeFinite(raw[m][0]);
-          MakeFinite(raw[m][1]);
-        }
-        float x[16];
-        const float factor = IsExact(job, token) ? 0.f : rotation;
-        Unpack(raw[m][0], factor, &x[0]);
-        Unpack(raw[m][1], factor, &x[8]);
-        if (p.rotate) Tile::Rotate(x);
-#pragma unroll
-        for (int i = 0; i < 16; ++i) sum[i] += x[i];
-#pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int chunk = 2 * (j + (k / 2) * Tile::kOther) + k % 2;
-          *FloatChunk(s, token, chunk) = make_float4(x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3]);
+        for (int k = 0; k < Tile::kValues; k += 2) {
+          float2* at = reinterpret_cast<float2*>(Chunk(s, local[r], 2 * (k / 2) + q / 2)) + q % 2;
+          *at = make_float2(x[r][k] * factor, x[r][k + 1] * factor);
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-#pragma unroll
-      for (int mask = kLanes; mask < 32; mask *= 2) sum[i] += __shfl_xor_sync(~0u, sum[i], mask);
-    }
-    if ((tid & 31) < kLanes) {
-      float* partial = &s.scratch[0][0][0] + (tid / 32) * kDim;
-#pragma unroll
-      for (int i = 0; i < 16; ++i) partial[8 * (j + (i / 8) * Tile::kOther) + i % 8] = sum[i];
-    }
+  }
+
+  /// Sum of a column over a strip.
+  __device__ static float ColumnSum(const Shared& s, int first, int c) {
+    float sum = 0;
+#pragma unroll 8
+    for (int t = first; t < first + kStrip; ++t) sum += __uint_as_float(s.tile[t][((c / 4) ^ Swizzle(t)) * 4 + c % 4]);
+    return sum;
   }
 
   __device__ static void Mean(const SealJob& job, Shared& s) {
-    const int tid = threadIdx.x;
+    const int c = threadIdx.x;
     const int count = kTokens - __popc(job.exact[0]) - __popc(job.exact[1]) - __popc(job.exact[2]) - __popc(job.exact[3]);
-    float mean = 0;
-    if (tid < kDim && count > 0) {
-      const float* partial = &s.scratch[0][0][0] + tid;
-      mean = ((partial[0] + partial[kDim]) + (partial[2 * kDim] + partial[3 * kDim])) * (1.f / static_cast<float>(count));
+    float part[kStrips] = {};
+    if constexpr (kWhole) {
+      if (c < kDim) {
+#pragma unroll
+        for (int i = 0; i < kStrips; ++i) part[i] = ColumnSum(s, i * kStrip, c);
+      }
+    } else {
+      if (c < kDim) s.shares.column[c] = ColumnSum(s, 0, c);
+      ClusterArrive();
+      ClusterWait();
+      if (c < kDim) {
+#pragma unroll
+        for (int i = 0; i < kStrips; ++i) part[i] = OfStrip(s.shares.column, i)[c];
+      }
     }
+    const float mean = count > 0 ? ((part[0] + part[1]) + (part[2] + part[3])) * (1.f / static_cast<float>(count)) : 0.f;
     float largest = fabsf(mean);
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
-    if ((tid & 31) == 0) s.reduce[tid / 32] = largest;
+    if ((c & 31) == 0) s.reduce[c / 32] = largest;
     __syncthreads();
     const float scale = fmaxf(fmaxf(s.reduce[0], s.reduce[1]), fmaxf(s.reduce[2], s.reduce[3])) / 32767.f;
-    if (tid == 0) s.reduce[4] = scale;
-    if (tid < kDim) {
+    if (c < kDim) {
       const float steps = scale > 0 ? fminf(fmaxf(rintf(mean / scale), -32767.f), 32767.f) : 0.f;
-      s.stored_mean[tid] = static_cast<int16_t>(steps);
-      s.mean[tid] = steps * scale;
+      s.stored_mean[c] = static_cast<int16_t>(steps);
+      s.mean[c] = steps * scale;
+    }
+    if (c == 0) s.reduce[4] = scale;
+    __syncthreads();
+    if constexpr (kRankOne) {
+      if (c < 32) {
+        float square = 0;
+#pragma unroll
+        for (int i = 0; i < kDim / 32; ++i) square = fmaf(s.mean[c + 32 * i], s.mean[c + 32 * i], square);
+#pragma unroll
+        for (int mask = 16; mask > 0; mask /= 2) square += __shfl_xor_sync(~0u, square, mask);
+        if (c == 0) s.mean_square = square;
+      }
+      __syncthreads();
     }
   }
 
-  // ---- 2. 2 bits: |l| is 3/2 where |r| > s, else 1/2, so <r, l> = sum|r| / 2 + sum of the |r| above s.
-  __device__ static float BestScale(int token, Shared& s) {
-    constexpr int kClips = 5;
-    float sum = 0, largest = 0;
-#pragma unroll 4
-    for (int x = 0; x < kDim / 4; ++x) {
-      float4* at = FloatChunk(s, token, x);
-      const float4 mean = *reinterpret_cast<const float4*>(&s.mean[4 * x]);
-      float4 r = *at;
-      r = make_float4(r.x - mean.x, r.y - mean.y, r.z - mean.z, r.w - mean.w);
-      *at = r;
-      sum += fabsf(r.x);
-      sum += fabsf(r.y);
-      sum += fabsf(r.z);
-      sum += fabsf(r.w);
-      largest = fmaxf(fmaxf(largest, fmaxf(fabsf(r.x), fabsf(r.y))), fmaxf(fabsf(r.z), fabsf(r.w)));
-    }
-    float clip[kClips];
+  // ---- 2
+  /// total = parts of the four quarters of a token, merged as (0, 1), (2, 3): part(quarter, sums) and merge(sums, sums).
+  template <int kCount, class Part, class Merge>
+  __device__ static void OverQuarters(int turn, Shared& s, float (&total)[kCount], Part part, Merge merge) {
+    static_assert(kCount <= kMaxSums);
+    if constexpr (kWhole) {
 #pragma unroll
-    for (int i = 0; i < kClips; ++i) clip[i] = largest * ((1.f - 0.1f * i) * 2 / 3);
-    float best_score = 0, best = 0;
-    for (int round = 0; round < 2; ++round) {
-      float above[kClips] = {}, count[kClips] = {};
-#pragma unroll 2
-      for (int x = 0; x < kDim / 4; ++x) {
-        const float4 r = *FloatChunk(s, token, x);
-        const float values[4] = {fabsf(r.x), fabsf(r.y), fabsf(r.z), fabsf(r.w)};
+      for (int pair = 0; pair < 2; ++pair) {
+        float a[kCount] = {}, b[kCount] = {};
+        part(2 * pair, a);
+        part(2 * pair + 1, b);
+        merge(a, b);
+        if (pair == 0) {
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-#pragma unroll
-          for (int i = 0; i < kClips; ++i) {
-            if (values[e] > clip[i]) {
-              above[i] += values[e];
-              count[i] += 1.f;
-            }
-          }
+          for (int i = 0; i < kCount; ++i) total[i] = a[i];
+        } else {
+          merge(total, a);
         }
       }
+    } else {
+      auto& sums = s.shares.sums[turn & 1];
+      const int token = threadIdx.x & 31;
+      float own[kCount] = {};
+      part(Warp(), own);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums[Warp()][i][token] = own[i];
+      __syncthreads();
+      float a[kCount], b[kCount];
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        total[i] = sums[0][i][token];
+        own[i] = sums[1][i][token];
+        a[i] = sums[2][i][token];
+        b[i] = sums[3][i][token];
+      }
+      merge(total, own);
+      merge(a, b);
+      merge(total, a);
+    }
+  }
+  /// fn(r) for the chunks of a quarter of a token.
+  template <int kUnroll, class Fn>
+  __device__ static void OverChunks(int token, int quarter, Shared& s, Fn fn) {
+#pragma unroll kUnroll
+    for (int x = 0; x < kDim / 16; ++x) fn(FloatChunk(s, token, quarter * (kDim / 16) + x), quarter * (kDim / 16) + x);
+  }
+
+  __device__ static float TokenScale(bool exact, int token, Shared& s) {
+    const auto add = []<int kCount>(float (&to)[kCount], const float (&from)[kCount]) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) to[i] += from[i];
+    };
+    float factor = 1;
+    if constexpr (kRankOne) {
+      float dot[1];
+      OverQuarters(0, s, dot, [&](int quarter, float (&sum)[1]) {
+        OverChunks<4>(token, quarter, s, [&](const float4* at, int x) {
+          const float4 y = *at, m = *reinterpret_cast<const float4*>(&s.mean[4 * x]);
+          sum[0] = fmaf(y.w, m.w, fmaf(y.z, m.z, fmaf(y.y, m.y, fmaf(y.x, m.x, sum[0]))));
+        });
+      }, add);
+      factor = dot[0] * (s.mean_square > 0 ? __fdiv_rn(1.f, s.mean_square) : 0.f);
+      const uint16_t stored = exact || !isfinite(factor) ? 0 : SaturatedF16(factor + 0.f);
+      factor = FromF16(stored);
+      if (kWhole || threadIdx.x < kStrip) s.factor[token] = stored;
+    }
+    float size[2];  // sum |r|, largest |r|
+    OverQuarters(1, s, size, [&](int quarter, float (&sum)[2]) {
+      OverChunks<4>(token, quarter, s, [&](float4* at, int x) {
+        const float4 mean = *reinterpret_cast<const float4*>(&s.mean[4 * x]);
+        float4 r = *at;
+        r = make_float4(fmaf(-factor, mean.x, r.x), fmaf(-factor, mean.y, r.y), fmaf(-factor, mean.z, r.z), fmaf(-factor, mean.w, r.w));
+        *at = r;
+        sum[0] += fabsf(r.x);
+        sum[0] += fabsf(r.y);
+        sum[0] += fabsf(r.z);
+        sum[0] += fabsf(r.w);
+        sum[1] = fmaxf(fmaxf(sum[1], fmaxf(fabsf(r.x), fabsf(r.y))), fmaxf(fabsf(r.z), fabsf(r.w)));
+      });
+    }, [](float (&to)[2], const float (&from)[2]) {
+      to[0] += from[0];
+      to[1] = fmaxf(to[1], from[1]);
+    });
+    // Candidates: each clip, and refitted once more; <r, l> and <l, l> of each.
+    constexpr int kClips = kBits == 2 ? 5 : 3;
+    float clip[kClips], best_score = 0, best = 0;
+#pragma unroll
+    for (int i = 0; i < kClips; ++i) clip[i] = size[1] * ((1.f - 0.1f * i) * 2 / kMost);
+#pragma unroll 1
+    for (int round = 0; round < 2; ++round) {
+      float sums[2 * kClips];
+      OverQuarters(round, s, sums, [&](int quarter, float (&sum)[2 * kClips]) {
+        if constexpr (kBits == 2) {
+          Above(token, quarter, clip, s, sum);
+        } else {
+          Fit(token, quarter, clip, s, sum);
+        }
+      }, add);
 #pragma unroll
       for (int i = 0; i < kClips; ++i) {
-        const float a = 0.5f * sum + above[i];
-        const float b = fmaf(count[i], 2.f, 0.25f * kDim);
+        // 2 bits: |l| is 3/2 where |r| > s, else 1/2, so <r, l> = sum|r| / 2 + sum of the |r| above s.
+        const float a = kBits == 2 ? fmaf(0.5f, size[0], sums[i]) : sums[i];
+        const float b = kBits == 2 ? fmaf(sums[kClips + i], 2.f, 0.25f * kDim) : sums[kClips + i];
         clip[i] = __fdiv_rn(a, b);
         const float score = a * clip[i];
         if (score > best_score) {
@@ -196,195 +353,311 @@ struct RazorKeySeal {
         }
       }
     }
-    return best;
+    return exact ? 0.f : best;
   }
-
-  /// r / s as a pair of f16: low half = its rounding, high half = what is left.
-  __device__ static uint32_t Split(float x) {
-    const half high = __float2half_rn(x);
-    const half low = __float2half_rn(x - __half2float(high));
-    return __half_as_ushort(high) | static_cast<uint32_t>(__half_as_ushort(low)) << 16;
+  template <int kClips>
+  __device__ static void Above(int token, int quarter, const float (&clip)[kClips], Shared& s, float (&sum)[2 * kClips]) {
+    OverChunks<2>(token, quarter, s, [&](const float4* at, int) {
+      const float4 r = *at;
+      const float values[4] = {fabsf(r.x), fabsf(r.y), fabsf(r.z), fabsf(r.w)};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int i = 0; i < kClips; ++i) {
+          if (values[e] > clip[i]) {
+            sum[i] += values[e];
+            sum[kClips + i] += 1.f;
+          }
+        }
+      }
+    });
   }
-  __device__ static float Joined(uint32_t w) { return LowF16(w) + HighF16(w); }
-
-  __device__ static void Divide(int token, float scale, Shared& s) {
-    const float inverse = scale > 0 ? __fdiv_rn(1.f, scale) : 0.f;
-#pragma unroll 4
-    for (int x = 0; x < kDim / 4; ++x) {
-      const float4 r = *FloatChunk(s, token, x);
-      *Chunk(s, token, x) = make_uint4(Split(r.x * inverse), Split(r.y * inverse), Split(r.z * inverse), Split(r.w * inverse));
-    }
+  template <int kClips>
+  __device__ static void Fit(int token, int quarter, const float (&clip)[kClips], Shared& s, float (&sum)[2 * kClips]) {
+    float part[kClips];  // of a code's steps
+#pragma unroll
+    for (int i = 0; i < kClips; ++i) part[i] = clip[i] > 0 ? __fdiv_rn(1.f / kMost, clip[i]) : 0.f;
+    OverChunks<2>(token, quarter, s, [&](const float4* at, int) {
+      const float4 r = *at;
+      const float values[4] = {r.x, r.y, r.z, r.w};
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+#pragma unroll
+        for (int i = 0; i < kClips; ++i) {
+          const float level = (fmaf(SaturatedMultiplyAdd(values[e], part[i], 0.5f), kMost, kCodeMagic) - kCodeMagic) - kMiddle;
+          sum[i] = fmaf(values[e], level, sum[i]);
+          sum[kClips + i] = fmaf(level, level, sum[kClips + i]);
+        }
+      }
+    });
   }
 
   // ---- 3
-  __device__ static uint4 Fragment(const uint8_t* metric, int kt, int nt) {
-    return __ldg(reinterpret_cast<const uint4*>(metric + Metric::kFragments) + (kt * (kDim / 8) + nt) * 32 + (threadIdx.x & 31));
+  /// r / s: two f16 each, high its rounding and low what is left; or as it is.
+  template <bool kMetric>
+  __device__ static void Divide(int token, float scale, Shared& s) {
+    const float inverse = scale > 0 ? __fdiv_rn(1.f, scale) : 0.f;
+    const int quarters = kWhole ? 4 : 1, from = kWhole ? 0 : Warp();
+#pragma unroll 1
+    for (int quarter = from; quarter < from + quarters; ++quarter) {
+      OverChunks<4>(token, quarter, s, [&](float4* at, int) {
+        float4 r = *at;
+        r = make_float4(r.x * inverse, r.y * inverse, r.z * inverse, r.w * inverse);
+        if constexpr (kMetric) {
+          const uint32_t high01 = PackF16(r.x, r.y), high23 = PackF16(r.z, r.w);
+          *reinterpret_cast<uint4*>(at) = make_uint4(high01, high23, PackF16(r.x - LowF16(high01), r.y - HighF16(high01)),
+                                                     PackF16(r.z - LowF16(high23), r.w - HighF16(high23)));
+        } else {
+          *at = r;
+        }
+      });
+    }
+  }
+
+  /// I + W of the channels of block kt (k) and `block` (rows) as operand A, its high or low part.
+  __device__ static uint4 Weights(const uint8_t* metric, int kt, int block, int low) {
+    return Read(reinterpret_cast<const uint4*>(metric + Metric::kFragments) + ((kt * kBlocks + block) * 2 + low) * 32 + (threadIdx.x & 31));
+  }
+  __device__ static void Multiply(const uint4& a, uint32_t b0, uint32_t b1, float (&c)[4]) { MmaF16(c[0], c[1], c[2], c[3], a.x, a.y, a.z, a.w, b0, b1); }
+
+  /// A lane's rows of a strip as operand B: tokens 8 n + g, whose swizzle is the same. Chunk 4 kt + q holds the lane's four of 16 channels.
+  struct Rows {
+    uint8_t* base;
+    int odd;
+    __device__ Rows(Shared& s, int first) {
+      const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3, swizzle = Swizzle(g);
+      base = reinterpret_cast<uint8_t*>(s.tile[first + g]) + ((q ^ (swizzle & 3)) << 4);
+      odd = swizzle >> 2;
+    }
+    __device__ uint8_t* At(int kt, int n) const { return base + ((kt ^ odd) << 6) + n * (8 * kDim * 4); }
+  };
+  /// Channels 16 block + g, g + 8 of tokens 8 n + 2 q, 2 q + 1: [n][channel g: both tokens, channel g + 8: both tokens].
+  using Result = float[4][4];
+
+  /// acc = r / s (I + W).
+  __device__ static void ImageOf(const uint8_t* metric, const Rows& rows, int block, Result& acc) {
+#pragma unroll 2
+    for (int kt = 0; kt <= block; ++kt) {
+      const uint4 high = Weights(metric, kt, block, 0), low = Weights(metric, kt, block, 1);
+      uint4 r[4];
+#pragma unroll
+      for (int n = 0; n < 4; ++n) r[n] = *reinterpret_cast<const uint4*>(rows.At(kt, n));
+      // Products that wait for each other lie apart.
+#pragma unroll
+      for (int n = 0; n < 4; ++n) Multiply(high, r[n].x, r[n].y, acc[n]);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) Multiply(high, r[n].z, r[n].w, acc[n]);
+#pragma unroll
+      for (int n = 0; n < 4; ++n) Multiply(low, r[n].x, r[n].y, acc[n]);
+    }
+  }
+  __device__ static void PutImage(int first, int block, const Result& acc, Shared& s) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int token = first + 8 * n + 2 * q + e % 2;
+        reinterpret_cast<float*>(Chunk(s, token, 4 * block + g / 4 + 2 * (e / 2)))[g % 4] = acc[n][e];
+      }
+    }
   }
   __device__ static void Image(const uint8_t* metric, Shared& s) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-    const int first = threadIdx.x & ~31;
+    if constexpr (kWhole) {
+      const int first = threadIdx.x & ~31;
+      const Rows rows(s, first);
 #pragma unroll 1
-    for (int block = kBlocks - 1; block >= 0; --block) {
-      float acc[2][2][4] = {};  // [16 tokens][8 channels]
-      uint4 next[2] = {Fragment(metric, 0, 2 * block), Fragment(metric, 0, 2 * block + 1)};
-#pragma unroll 1
-      for (int kt = 0; kt <= block; ++kt) {
-        const uint4 b[2] = {next[0], next[1]};
-        const int later = min(kt + 1, block);
-        next[0] = Fragment(metric, later, 2 * block);
-        next[1] = Fragment(metric, later, 2 * block + 1);
-#pragma unroll
-        for (int mt = 0; mt < 2; ++mt) {
-          const uint4 top = *Chunk(s, first + 16 * mt + g, 4 * kt + q);
-          const uint4 bottom = *Chunk(s, first + 16 * mt + g + 8, 4 * kt + q);
-          const uint32_t h0 = __byte_perm(top.x, top.y, 0x5410), h1 = __byte_perm(bottom.x, bottom.y, 0x5410);
-          const uint32_t h2 = __byte_perm(top.z, top.w, 0x5410), h3 = __byte_perm(bottom.z, bottom.w, 0x5410);
-          const uint32_t l0 = __byte_perm(top.x, top.y, 0x7632), l1 = __byte_perm(bottom.x, bottom.y, 0x7632);
-          const uint32_t l2 = __byte_perm(top.z, top.w, 0x7632), l3 = __byte_perm(bottom.z, bottom.w, 0x7632);
-#pragma unroll
-          for (int n = 0; n < 2; ++n) {
-            float(&c)[4] = acc[mt][n];
-            MmaF16(c[0], c[1], c[2], c[3], h0, h1, h2, h3, b[n].x, b[n].y);
-            MmaF16(c[0], c[1], c[2], c[3], l0, l1, l2, l3, b[n].x, b[n].y);
-            MmaF16(c[0], c[1], c[2], c[3], h0, h1, h2, h3, b[n].z, b[n].w);
-          }
-        }
+      for (int block = kBlocks - 1; block >= 0; --block) {  // in place: block needs those up to it
+        Result acc = {};
+        ImageOf(metric, rows, block, acc);
+        __syncwarp();
+        PutImage(first, block, acc, s);
+        __syncwarp();
       }
-      __syncwarp();
-      // Channels 16 block + 8 n + 2 q + {0, 1}: chunk 4 block + 2 n + q / 2, half q % 2 of it.
+    } else {
+      // Warp w takes blocks w and 7 - w (of four blocks: w), as many products as the others.
+      constexpr int kShare = kBlocks / 4;
+      static_assert(kShare == 1 || kShare == 2);
+      const Rows rows(s, 0);
+      Result acc[kShare] = {};
 #pragma unroll
-      for (int mt = 0; mt < 2; ++mt) {
+      for (int i = 0; i < kShare; ++i) ImageOf(metric, rows, i == 0 ? Warp() : kBlocks - 1 - Warp(), acc[i]);
+      __syncthreads();
 #pragma unroll
-        for (int n = 0; n < 2; ++n) {
-#pragma unroll
-          for (int half_row = 0; half_row < 2; ++half_row) {
-            const int token = first + 16 * mt + g + 8 * half_row;
-            uint2* at = reinterpret_cast<uint2*>(Chunk(s, token, 4 * block + 2 * n + q / 2)) + q % 2;
-            const uint2 r = *at;
-            *at = make_uint2(__float_as_uint(Joined(r.x) + acc[mt][n][2 * half_row]), __float_as_uint(Joined(r.y) + acc[mt][n][2 * half_row + 1]));
-          }
-        }
-      }
-      __syncwarp();
+      for (int i = 0; i < kShare; ++i) PutImage(0, i == 0 ? Warp() : kBlocks - 1 - Warp(), acc[i], s);
+      __syncthreads();
     }
   }
 
   // ---- 4. Returns the gain. Leaves in each chunk: levels as two f16 pairs, the codes of its four channels in the bytes of a word.
+  template <bool kMetric>
   __device__ static float Codes(const uint8_t* metric, float scale, Shared& s) {
-    const int lane = threadIdx.x & 31, token = threadIdx.x;
-    float numerator = 0, denominator = 0;
+    float sums[2] = {};  // numerator, denominator of the gain
+    const int token = threadIdx.x, strip = Warp();
+    if constexpr (kWhole) {
 #pragma unroll 1
-    for (int block = 0; block < kBlocks; ++block) {
-      float v[16], b[16];
-      if (metric && block > 0) FeedBack(metric, block, s);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {
-        const uint4 w = *Chunk(s, token, 4 * block + k);
-        const uint32_t words[4] = {w.x, w.y, w.z, w.w};
-        const float4 fed = *reinterpret_cast<const float4*>(&s.scratch[token / 32][lane][4 * (k ^ (lane & 3))]);
-        const float feds[4] = {fed.x, fed.y, fed.z, fed.w};
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          v[4 * k + e] = metric ? __uint_as_float(words[e]) : Joined(words[e]);
-          b[4 * k + e] = metric && block > 0 ? feds[e] : 0.f;
+      for (int block = 0; block < kBlocks; ++block) {
+        if (kMetric && block > 0) {
+          Result acc = {};
+          const Rows rows(s, threadIdx.x & ~31);
+#pragma unroll 2
+          for (int kt = 0; kt < block; ++kt) AddFeedback(metric, rows, kt, block, acc);
+          PutFeedback(strip, acc, s);
+          __syncwarp();
         }
+        CodeBlock<kMetric>(metric, scale > 0, block, token, strip, sums, s);
+        __syncwarp();
       }
-      const float* within = metric ? reinterpret_cast<const float*>(metric + Metric::kWithin) + block * 256 : nullptr;
-      const float* pivots = metric ? reinterpret_cast<const float*>(metric + Metric::kPivots) + block * 16 : nullptr;
-      constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * 0x01010101u;  // what 4 biased codes, one a byte, add up to besides
-      uint32_t codes[4] = {kNoCodes, kNoCodes, kNoCodes, kNoCodes}, levels[8];
-      float even_level = 0;
+    } else if constexpr (!kMetric) {
+      if (threadIdx.x < kStrip) {
+#pragma unroll 1
+        for (int block = 0; block < kBlocks; ++block) CodeBlock<false>(nullptr, scale > 0, block, token, 0, sums, s);
+      }
+    } else {
+      // Warp 0 codes; warp w > 0 keeps the feedback to blocks w, w + 3, ..: first of all what the next block waits for.
+      constexpr int kOwn = (kBlocks - 1 + 2) / 3;
+      Result acc[kOwn] = {};
+      const Rows rows(s, 0);
+#pragma unroll 1
+      for (int block = 0; block < kBlocks; ++block) {
+        if (Warp() == 0) {
+          CodeBlock<true>(metric, scale > 0, block, token, 0, sums, s);
+        } else if (block > 0) {
 #pragma unroll
-      for (int c = 0; c < 16; ++c) {
-        // (v - b + 3/2) / 3; what depends on the channel before is as short as it can be.
-        const float biased = fmaf(SaturatedMultiplyAdd(b[c], -1.f / 3, fmaf(v[c], 1.f / 3, 0.5f)), 3.f, kCodeMagic);
-        const float level = (biased - kCodeMagic) - 1.5f;
-        const float weighted = metric ? v[c] * __ldg(pivots + c) : v[c];
-        numerator = fmaf(weighted, v[c], numerator);
-        denominator = fmaf(weighted, level + b[c], denominator);
-        codes[c / 4] += __float_as_uint(biased) << (8 * (c % 4));
-        if (c % 2 == 0) {
-          even_level = level;
-        } else {
-          levels[c / 2] = PackF16(even_level, level);
+          for (int i = 0; i < kOwn; ++i) {
+            if (const int to = Warp() + 3 * i; to > block && to < kBlocks) AddFeedback(metric, rows, block - 1, to, acc[i]);
+          }
         }
-        if (metric) {
+        __syncthreads();
+        if (block + 1 == kBlocks) break;
 #pragma unroll
-          for (int k = c / 4; k < 4; ++k) {
-            const float4 w = __ldg(reinterpret_cast<const float4*>(within + c * 16 + 4 * k));  // 0 up to channel c
-            b[4 * k] = fmaf(w.x, level, b[4 * k]);
-            b[4 * k + 1] = fmaf(w.y, level, b[4 * k + 1]);
-            b[4 * k + 2] = fmaf(w.z, level, b[4 * k + 2]);
-            b[4 * k + 3] = fmaf(w.w, level, b[4 * k + 3]);
+        for (int i = 0; i < kOwn; ++i) {
+          if (Warp() > 0 && Warp() + 3 * i == block + 1) {
+            AddFeedback(metric, rows, block, block + 1, acc[i]);
+            PutFeedback(0, acc[i], s);
+          }
+        }
+        __syncthreads();
+      }
+    }
+    constexpr float kLeastGain = 0.7f, kMostGain = 1.6f;
+    return sums[1] > 0 ? fminf(fmaxf(__fdiv_rn(sums[0], sums[1]), kLeastGain), kMostGain) : 1.f;
+  }
+
+  /// acc += levels of block kt times W to `block`.
+  __device__ static void AddFeedback(const uint8_t* metric, const Rows& rows, int kt, int block, Result& acc) {
+    const uint4 high = Weights(metric, kt, block, 0), low = Weights(metric, kt, block, 1);
+    uint2 levels[4];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) levels[n] = *reinterpret_cast<const uint2*>(rows.At(kt, n));
+#pragma unroll
+    for (int n = 0; n < 4; ++n) Multiply(high, levels[n].x, levels[n].y, acc[n]);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) Multiply(low, levels[n].x, levels[n].y, acc[n]);
+  }
+  __device__ static int Fed(int channel, int token) { return token ^ ((channel & 3) << 3); }
+  __device__ static void PutFeedback(int strip, const Result& acc, Shared& s) {
+    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        *reinterpret_cast<float2*>(&s.scratch[strip][g + 8 * half][Fed(g, 8 * n + 2 * q)]) = make_float2(acc[n][2 * half], acc[n][2 * half + 1]);
+    }
+  }
+
+  template <bool kMetric>
+  __device__ static void CodeBlock(const uint8_t* metric, bool counts, int block, int token, int strip, float (&sums)[2], Shared& s) {
+    const int lane = threadIdx.x & 31;
+    float v[16], b[16];
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const float4 image = *FloatChunk(s, token, 4 * block + k);
+      v[4 * k] = image.x;
+      v[4 * k + 1] = image.y;
+      v[4 * k + 2] = image.z;
+      v[4 * k + 3] = image.w;
+    }
+#pragma unroll
+    for (int c = 0; c < 16; ++c) b[c] = kMetric && block > 0 ? s.scratch[strip][c][Fed(c, lane)] : 0.f;
+    const float* within = kMetric ? reinterpret_cast<const float*>(metric + Metric::kWithin) + block * 256 : nullptr;
+    const float* pivots = kMetric ? reinterpret_cast<const float*>(metric + Metric::kPivots) + block * 16 : nullptr;
+    constexpr uint32_t kNoCodes = 0u - kCodeMagicBits * 0x01010101u;  // what 4 biased codes, one a byte, add up to besides
+    uint32_t codes[4] = {kNoCodes, kNoCodes, kNoCodes, kNoCodes}, levels[8];
+    float even_level = 0;
+#pragma unroll
+    for (int c = 0; c < 16; ++c) {
+      // (v - b + L/2) / L; what depends on the channel before is as short as it can be.
+      const float biased = fmaf(SaturatedMultiplyAdd(b[c], -1.f / kMost, fmaf(v[c], 1.f / kMost, 0.5f)), kMost, kCodeMagic);
+      const float level = (biased - kCodeMagic) - kMiddle;
+      const float weighted = kMetric ? v[c] * Read(pivots + c) : v[c];
+      sums[0] = fmaf(weighted, v[c], sums[0]);
+      sums[1] = fmaf(weighted, level + b[c], sums[1]);
+      codes[c / 4] += __float_as_uint(biased) << (8 * (c % 4));
+      if (c % 2 == 0) {
+        even_level = level;
+      } else {
+        levels[c / 2] = PackF16(even_level, level);
+      }
+      if (kMetric) {
+#pragma unroll
+        for (int k = (c + 1) / 4; k < 4; ++k) {
+          const float4 w = Read(reinterpret_cast<const float4*>(within + c * 16 + 4 * k));  // 0 up to channel c
+          const float weights[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            if (4 * k + e > c) b[4 * k + e] = fmaf(weights[e], level, b[4 * k + e]);
           }
         }
       }
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-        *Chunk(s, token, 4 * block + k) = make_uint4(levels[2 * k], levels[2 * k + 1], scale > 0 ? codes[k] : 0, 0);
-      __syncwarp();
     }
-    constexpr float kLeastGain = 0.7f, kMostGain = 1.6f;
-    return denominator > 0 ? fminf(fmaxf(__fdiv_rn(numerator, denominator), kLeastGain), kMostGain) : 1.f;
-  }
-
-  /// scratch = levels of the blocks before `block` times W.
-  __device__ static void FeedBack(const uint8_t* metric, int block, Shared& s) {
-    const int lane = threadIdx.x & 31, g = lane >> 2, q = lane & 3;
-    const int warp = threadIdx.x / 32, first = 32 * warp;
-    float acc[2][2][4] = {};
-    uint4 next[2] = {Fragment(metric, 0, 2 * block), Fragment(metric, 0, 2 * block + 1)};
-#pragma unroll 1
-    for (int kt = 0; kt < block; ++kt) {
-      const uint4 b[2] = {next[0], next[1]};
-      const int later = min(kt + 1, block - 1);
-      next[0] = Fragment(metric, later, 2 * block);
-      next[1] = Fragment(metric, later, 2 * block + 1);
 #pragma unroll
-      for (int mt = 0; mt < 2; ++mt) {
-        const uint2 top = *reinterpret_cast<const uint2*>(Chunk(s, first + 16 * mt + g, 4 * kt + q));
-        const uint2 bottom = *reinterpret_cast<const uint2*>(Chunk(s, first + 16 * mt + g + 8, 4 * kt + q));
-#pragma unroll
-        for (int n = 0; n < 2; ++n) {
-          float(&c)[4] = acc[mt][n];
-          MmaF16(c[0], c[1], c[2], c[3], top.x, bottom.x, top.y, bottom.y, b[n].x, b[n].y);
-          MmaF16(c[0], c[1], c[2], c[3], top.x, bottom.x, top.y, bottom.y, b[n].z, b[n].w);
-        }
-      }
-    }
-    // Channel 8 n + 2 q + {0, 1} of the block: float4 2 n + q / 2, half q % 2; float4 k of a token lies at k ^ (token & 3).
-#pragma unroll
-    for (int mt = 0; mt < 2; ++mt) {
-#pragma unroll
-      for (int n = 0; n < 2; ++n) {
-#pragma unroll
-        for (int half_row = 0; half_row < 2; ++half_row) {
-          const int token = 16 * mt + g + 8 * half_row;
-          float2* at = reinterpret_cast<float2*>(&s.scratch[warp][token][4 * ((2 * n + q / 2) ^ (token & 3))]) + q % 2;
-          *at = make_float2(acc[mt][n][2 * half_row], acc[mt][n][2 * half_row + 1]);
-        }
-      }
-    }
-    __syncwarp();
+    for (int k = 0; k < 4; ++k)
+      *Chunk(s, token, 4 * block + k) = make_uint4(levels[2 * k], levels[2 * k + 1], counts ? codes[k] : 0, 0);
   }
 
   // ---- 5
-  __device__ static void Store(Shared& s, uint8_t* out) {
+  __device__ static void Store(int strip, Shared& s, uint8_t* out) {
     const int tid = threadIdx.x;
-    float largest = s.scale[tid];
+    const float scale = kWhole ? s.scale[tid] : OfStrip(s.scale, tid / kStrip)[tid % kStrip];
+    float largest = scale;
 #pragma unroll
     for (int mask = 16; mask > 0; mask /= 2) largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, mask));
     if ((tid & 31) == 0) s.reduce[tid / 32] = largest;
 
     uint32_t* words = reinterpret_cast<uint32_t*>(out + Page::kKeyCodes);
-    for (int w = tid; w < kTokens * kDim / 16; w += kThreads) {
-      const int r = w % 4, lane = w / 4 % 32, tg = w / 128 % 2, kt = w / 256;
-      const int token = 64 * tg + (lane >> 2) + 8 * (r & 1), chunk = 8 * kt + 4 * (r >> 1) + (lane & 3);
-      uint32_t word = 0;
+    constexpr int kUnits = kDim / 32 * 128, kShare = kUnits / kSplit;  // tokens 16 apart of a word's four channels
+    for (int unit = strip * kShare + tid; unit < (kWhole ? kUnits : (strip + 1) * kShare); unit += kThreads) {
+      const int r = unit % 4, lane = unit / 4 % 32, kt = unit / 128;
+      const int row = (lane >> 2) + 8 * (r & 1), chunk = 8 * kt + 4 * (r >> 1) + (lane & 3);
+      uint32_t c[8];  // of tokens 16 i + row
 #pragma unroll
-      for (int j = 0; j < 4; ++j) word |= Chunk(s, token + 16 * j, chunk)->z << (2 * j);
-      words[w] = word;
+      for (int i = 0; i < 8; ++i) {
+        const int token = 16 * (kWhole ? i : i % 2) + row;
+        c[i] = OfStrip(reinterpret_cast<const uint4*>(s.tile[token]) + (chunk ^ Swizzle(token)), i / 2)->z;
+      }
+      uint32_t* to = words + kt * kBits * 128 + lane * 4 + r;
+      if constexpr (kBits == 2) {
+        to[0] = c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6;
+        to[128] = c[4] | c[5] << 2 | c[6] << 4 | c[7] << 6;
+      } else {  // packed_page.h
+        constexpr uint32_t kLow = 0x01010101u, kHigh = 0x03030303u;
+        to[0] = c[0] | c[1] << 3 | (c[6] >> 1 & kHigh) << 6;
+        to[128] = c[2] | c[3] << 3 | (c[6] & kLow) << 6 | (c[7] & kLow) << 7;
+        to[256] = c[4] | c[5] << 3 | (c[7] >> 1 & kHigh) << 6;
+      }
     }
+    __syncthreads();
+    largest = fmaxf(fmaxf(s.reduce[0], s.reduce[1]), fmaxf(s.reduce[2], s.reduce[3]));
+    const float base = largest > 0 ? ldexpf(1.f, ilogbf(largest)) : 0.f;
+    const uint8_t stored = DeviceEncodeE3M5(scale, base);
+    const int any_zero = __syncthreads_or(stored == 0);
+    const int position = (tid % 8) * 16 + 2 * (tid / 16) + (tid % 16) / 8;  // VectorPosition
+    if constexpr (kRankOne) {
+      if (kWhole || tid / kStrip == strip) reinterpret_cast<uint16_t*>(out + Page::kMeanFactor)[position] = s.factor[tid % (kTokens / kSplit)];
+    }
+    if (!kWhole && strip != 0) return;
+    out[Page::kTokenScale + position] = stored;
     for (int w = tid; w < kDim / 2; w += kThreads) {
       uint32_t word = 0;
       for (int e = 0; e < 4; ++e) {
@@ -395,12 +668,6 @@ struct RazorKeySeal {
       }
       reinterpret_cast<uint32_t*>(out + Page::kMean)[w] = word;
     }
-    __syncthreads();
-    largest = fmaxf(fmaxf(s.reduce[0], s.reduce[1]), fmaxf(s.reduce[2], s.reduce[3]));
-    const float base = largest > 0 ? ldexpf(1.f, ilogbf(largest)) : 0.f;
-    const uint8_t stored = DeviceEncodeE3M5(s.scale[tid], base);
-    out[Page::kTokenScale + (tid % 8) * 16 + 2 * (tid / 16) + (tid % 16) / 8] = stored;  // VectorPosition
-    const int any_zero = __syncthreads_or(stored == 0);
     if (tid == 0) {
       *reinterpret_cast<uint4*>(out + Page::kHeader) = make_uint4(__float_as_uint(base), __float_as_uint(s.reduce[4]), any_zero, 0);
     }

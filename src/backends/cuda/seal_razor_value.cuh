@@ -1,11 +1,17 @@
-// Seals the values of one head of a page with razor (formulas: backends/cpu/seal_razor_value.cc), 128 threads, u in shared memory [128][D].
+// Seals the values of one head of a page with razor (formulas: backends/cpu/seal_razor_value.cc), 128 threads, u in shared memory. A quarter is
+// 32 tokens, the four of a channel are merged as (0, 1), (2, 3), or with kGroups = 4 have parameters of their own.
 //
-//   1. rows -> y, rotated; norm -> e5m3; u = y / norm        thread = (token, 16 channels)
-//   2. columns: range, two regressions for each of two clips  thread = channel
+//   1. rows -> y, rotated (seal_tile.cuh); norm -> e5m3; u = y / norm
+//   2. columns: range, two regressions for each of two clips
 //   3. columns: codes of 4 tokens in a word, in place of them; words of the page: 4 channels 16 apart side by side
+//
+// kSplit = 1: a CTA seals a page, a thread a channel (throughput). kSplit = 4: a CTA rotates all rows but keeps 32 channels, those with one value of
+// (c / 64, c / 8 % 2), whose codes fill words; a thread has a quarter of a channel (time of one page). The same sums in the same order.
 #pragma once
 
-#include "src/backends/cuda/seal_rows.cuh"
+#include <type_traits>
+
+#include "src/backends/cuda/seal_tile.cuh"
 
 namespace kvrazor::cuda {
 
@@ -20,106 +26,149 @@ __device__ __forceinline__ uint8_t DeviceEncodeE5M3(float x) {
   return static_cast<uint8_t>(__half_as_ushort(__float2half_rn(ldexpf(units, step))) >> 7);
 }
 
-template <int kDim>
+template <class PackedPage, int kDim, int kGroups, int kSplit>
 struct RazorValueSeal {
-  using Page = RazorPage<kDim>;
-  using Tile = RowTile<kDim, /*kInterleaved=*/false>;
+  using Page = PackedPage;
+  using Tile = RowTile16<kDim>;
   static constexpr int kThreads = 128;
-  static constexpr int kLanes = kDim / 16;
+  static constexpr int kQuarter = 32;  // tokens
+  static constexpr bool kWhole = kSplit == 1;
+  static constexpr int kChannels = kWhole ? kDim : 32;  // of a CTA
+  static constexpr int kMaxSums = 7;                    // of a channel by quarters
+  static_assert(kWhole || kSplit == 4);
 
+  struct Parts {
+    float sums[2][4][kMaxSums][32];  // [in turns][quarter]..
+  };
+  struct Nothing {};
   struct Shared {
-    uint32_t tile[kTokens][kDim];
+    uint32_t tile[kTokens][kChannels];  // channel x of token t at x ^ Swizzle(t)
+    std::conditional_t<kWhole, Nothing, Parts> parts;
   };
 
-  __device__ static void Run(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
-    Load(p, job, head, out, s);
+  __device__ static void Begin(const SealParams&, int, Shared&) {}
+  /// share: which channels, 0 with kSplit = 1.
+  __device__ static void Run(const SealParams& p, const SealJob& job, int head, int share, uint8_t* out, Shared& s) {
+    if (!kWhole && share >= kDim / 32) return;
+    Load(p, job, head, share, out, s);
     __syncthreads();
-    if (threadIdx.x < kDim) {
+    if (!kWhole || threadIdx.x < kDim) {
       if (AnyExact(job)) {
-        Channel<true>(job, threadIdx.x, out, s);
+        Channel<true>(job, share, out, s);
       } else {
-        Channel<false>(job, threadIdx.x, out, s);
+        Channel<false>(job, share, out, s);
       }
     }
     __syncthreads();
     uint32_t* words = reinterpret_cast<uint32_t*>(out + Page::kValueCodes);
-    for (int w = threadIdx.x; w < kTokens * kDim / 16; w += kThreads) {
+    for (int i = threadIdx.x; i < kTokens * kChannels / 16; i += kThreads) {
+      // Word [4 kt][D/64 dg][32 lanes][4 r]; a share has the words of one dg and r & 1.
+      const int w = kWhole ? i : (i / 64 * (kDim / 64) + share / 2) * 128 + i % 64 / 2 * 4 + i % 2 * 2 + share % 2;
       const int r = w % 4, lane = w / 4 % 32, dg = w / 128 % (kDim / 64), kt = w / 128 / (kDim / 64);
-      const int token = 32 * kt + 16 * (r >> 1) + 2 * (lane & 3), channel = 64 * dg + (lane >> 2) + 8 * (r & 1);
+      const int token = 32 * kt + 16 * (r >> 1) + 2 * (lane & 3);
       uint32_t word = 0;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) word |= s.tile[token][channel + 16 * j] << (2 * j);
+      for (int j = 0; j < 4; ++j) word |= s.tile[token][(kWhole ? 64 * dg + 16 * j + 8 * (r & 1) + (lane >> 2) : 8 * j + (lane >> 2)) ^ Swizzle(token)] << (2 * j);
       words[w] = word;
     }
   }
 
  private:
-  __device__ static void Load(const SealParams& p, const SealJob& job, int head, uint8_t* out, Shared& s) {
-    const int tid = threadIdx.x, j = tid % kLanes, row = tid / kLanes;
-    constexpr int kRows = kThreads / kLanes;
+  __device__ static int Swizzle(int token) { return (token & 3) << 3; }
+
+  __device__ static void Load(const SealParams& p, const SealJob& job, int head, int share, uint8_t* out, Shared& s) {
     const RowSource rows = MakeRowSource<kDim>(p.rows, job, p.num_kv_heads, head, 1);
     const float rotation = RotationFactor<kDim>(p.rotate);
+    const int g = (threadIdx.x & 31) >> 2, q = threadIdx.x & 3;
+#pragma unroll 1
+    for (int tile = static_cast<int>(threadIdx.x / 32); tile < kTokens / 16; tile += kThreads / 32) {
+      const int token[2] = {16 * tile + g, 16 * tile + g + 8};
+      typename Tile::Raw raw;
+      Tile::Load(rows, token, raw);
+      float x[2][Tile::kValues];
+      Tile::template Rotate<false>(p.rotate, raw, x);
 #pragma unroll
-    for (int pass = 0; pass < kDim / 64; ++pass) {
-      uint4 raw[4][2];
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-#pragma unroll
-        for (int c = 0; c < 2; ++c) raw[m][c] = rows.Chunk((pass * 4 + m) * kRows + row, j + c * Tile::kOther);
-      }
-#pragma unroll
-      for (int m = 0; m < 4; ++m) {
-        const int token = (pass * 4 + m) * kRows + row;
-        if (!IsClean(CheckFinite(raw[m][1], CheckFinite(raw[m][0], __float2half2_rn(0.f))))) {
-          MakeFinite(raw[m][0]);
-          MakeFinite(raw[m][1]);
-        }
-        float x[16];
-        Unpack(raw[m][0], rotation, &x[0]);
-        Unpack(raw[m][1], rotation, &x[8]);
-        if (p.rotate) Tile::Rotate(x);
+      for (int n = 0; n < 2; ++n) {
         float sum = 0;
 #pragma unroll
-        for (int i = 0; i < 16; ++i) sum = fmaf(x[i], x[i], sum);
-#pragma unroll
-        for (int mask = 1; mask < kLanes; mask *= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-        const uint8_t norm = IsExact(job, token) ? 0 : DeviceEncodeE5M3(sqrtf(sum));
-        if (j == 0) out[Page::kNorm + (token % 8) * 16 + 2 * (token / 16) + (token % 16) / 8] = norm;  // VectorPosition
+        for (int k = 0; k < Tile::kValues; ++k) {
+          x[n][k] *= rotation;
+          sum = fmaf(x[n][k], x[n][k], sum);
+        }
+        sum += __shfl_xor_sync(~0u, sum, 1);
+        sum += __shfl_xor_sync(~0u, sum, 2);
+        const uint8_t norm = IsExact(job, token[n]) ? 0 : DeviceEncodeE5M3(sqrtf(sum));
+        if (q == 0 && share == 0) out[Page::kNorm + (token[n] % 8) * 16 + 2 * (token[n] / 16) + (token[n] % 16) / 8] = norm;  // VectorPosition
         const float inverse = norm != 0 ? __fdiv_rn(1.f, DeviceDecodeE5M3(norm)) : 0.f;
 #pragma unroll
-        for (int k = 0; k < 4; ++k) {
-          const int channel = 8 * (j + (k / 2) * Tile::kOther) + 4 * (k % 2);
-          *reinterpret_cast<float4*>(&s.tile[token][channel]) =
-              make_float4(x[4 * k] * inverse, x[4 * k + 1] * inverse, x[4 * k + 2] * inverse, x[4 * k + 3] * inverse);
+        for (int k = 0; k < Tile::kValues; k += 2) {
+          // Channels 16 (k / 4) + 8 (k / 2 % 2) + 2 q + {0, 1}.
+          if (!kWhole && (k / 16 != share / 2 || k / 2 % 2 != share % 2)) continue;
+          const int channel = kWhole ? Tile::ChannelOf(k, q) : 8 * (k / 4 % 4) + 2 * q;
+          *reinterpret_cast<float2*>(&s.tile[token[n]][channel ^ Swizzle(token[n])]) = make_float2(x[n][k] * inverse, x[n][k + 1] * inverse);
         }
       }
     }
   }
 
+  /// total = parts of the four quarters of a channel, merged as (0, 1), (2, 3): part(quarter, sums) and merge(sums, sums).
+  template <int kCount, class Part, class Merge>
+  __device__ static void OverQuarters(int turn, Shared& s, float (&total)[kCount], Part part, Merge merge) {
+    static_assert(kCount <= kMaxSums);
+    if constexpr (kWhole) {
+      float a[kCount], b[kCount];
+      part(0, total);
+      part(1, a);
+      merge(total, a);
+      part(2, a);
+      part(3, b);
+      merge(a, b);
+      merge(total, a);
+    } else {
+      auto& sums = s.parts.sums[turn & 1];
+      const int channel = threadIdx.x & 31, quarter = static_cast<int>(threadIdx.x / 32);
+      float a[kCount], b[kCount], c[kCount];
+      part(quarter, a);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums[quarter][i][channel] = a[i];
+      __syncthreads();
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        total[i] = sums[0][i][channel];
+        a[i] = sums[1][i][channel];
+        b[i] = sums[2][i][channel];
+        c[i] = sums[3][i][channel];
+      }
+      merge(total, a);
+      merge(b, c);
+      merge(total, b);
+    }
+  }
+
   /// A line through u: code q has the value middle + scale (q - 3/2).
   struct Clip {
-    float scale, middle = 0, sum_q = 0, sum_qq = 0, sum_xq = 0;
+    float scale, middle = 0;
     float inverse = 0, shift = 0;  // a third of what their names say
 
     __device__ void Begin() {
       inverse = scale > 0 ? __fdiv_rn(1.f / 3, scale) : 0.f;
       shift = fmaf(-middle, inverse, 0.5f);
-      sum_q = sum_qq = sum_xq = 0;
     }
-    __device__ void Add(float x) {
-      const float q = CodeValue(SaturatedMultiplyAdd(x, inverse, shift));
-      sum_q += q;
-      sum_qq = fmaf(q, q, sum_qq);
-      sum_xq = fmaf(x, q, sum_xq);
+    /// sums: of q, q^2, x q
+    __device__ void Add(float x, float* sums) const {
+      const float q = CodeValue<2>(SaturatedMultiplyAdd(x, inverse, shift));
+      sums[0] += q;
+      sums[1] = fmaf(q, q, sums[1]);
+      sums[2] = fmaf(x, q, sums[2]);
     }
   };
   struct Best {
     float score = 0, scale, middle = 0;
   };
-  __device__ static void Regress(float sum_x, float inverse_count, Clip& clip, Best& best) {
-    const float mean_q = clip.sum_q * inverse_count;
-    const float variance = fmaf(-clip.sum_q, mean_q, clip.sum_qq);
-    const float covariance = fmaf(-sum_x, mean_q, clip.sum_xq);
+  __device__ static void Regress(float sum_x, float inverse_count, const float* sums, Clip& clip, Best& best) {
+    const float mean_q = sums[0] * inverse_count;
+    const float variance = fmaf(-sums[0], mean_q, sums[1]);
+    const float covariance = fmaf(-sum_x, mean_q, sums[2]);
     if (!(variance > 0.25f && covariance > 0)) return;  // all codes equal, or falling
     clip.scale = __fdiv_rn(covariance, variance);
     clip.middle = fmaf(clip.scale, 1.5f - mean_q, sum_x * inverse_count);
@@ -128,39 +177,94 @@ struct RazorValueSeal {
   }
 
   template <bool kAnyExact>
-  __device__ static void Channel(const SealJob& job, int c, uint8_t* out, Shared& s) {
-    constexpr float kReach = 14, kCentreSteps = 8;
-    const auto counts = [&](int t) { return !kAnyExact || !IsExact(job, t); };
-    const auto u = [&](int t) { return __uint_as_float(s.tile[t][c]); };
-    float low = 3.402823466e38f, high = -3.402823466e38f;
-    int count = 0;
-#pragma unroll 8
-    for (int t = 0; t < kTokens; ++t) {
-      if (!counts(t)) continue;
-      ++count;
-      low = fminf(low, u(t));
-      high = fmaxf(high, u(t));
+  __device__ static void Channel(const SealJob& job, int share, uint8_t* out, Shared& s) {
+    const int x = kWhole ? static_cast<int>(threadIdx.x) : static_cast<int>(threadIdx.x & 31);  // column
+    const int channel = kWhole ? x : 64 * (share / 2) + 16 * (x / 8) + 8 * (share % 2) + x % 8;
+    const int own = kWhole ? 0 : static_cast<int>(threadIdx.x / 32);
+    if constexpr (kGroups == 1) {
+      Group<kAnyExact, 4>(job, x, channel, 0, own, out, s);
+    } else {
+#pragma unroll 1
+      for (int quarter = own; quarter < (kWhole ? 4 : own + 1); ++quarter) Group<kAnyExact, 1>(job, x, channel, quarter, own, out, s);
     }
-    if (count == 0) low = high = 0;
-    const float mid = (high + low) * 0.5f, span = (high - low) * (1.f / 3);
+  }
+
+  /// kQuarters: of the group, 4 or 1; from the quarter `first` on.
+  template <bool kAnyExact, int kQuarters>
+  __device__ static void Group(const SealJob& job, int x, int channel, int first, int own, uint8_t* out, Shared& s) {
+    constexpr float kReach = 14, kCentreSteps = 8, kLargest = 3.402823466e38f;
+    const auto counts = [&](int t) { return !kAnyExact || !IsExact(job, t); };
+    const auto u = [&](int t) { return __uint_as_float(s.tile[t][x ^ Swizzle(t)]); };
+    const auto sum_up = [&]<int kCount>(int turn, float (&total)[kCount], auto part, auto merge) {
+      if constexpr (kQuarters == 4) {
+        OverQuarters(turn, s, total, part, merge);
+      } else {
+        part(first, total);
+      }
+    };
+    const auto over_tokens = [&](int quarter, auto fn) {
+#pragma unroll 8
+      for (int t = kQuarter * quarter; t < kQuarter * (quarter + 1); ++t) {
+        if (counts(t)) fn(u(t));
+      }
+    };
+    int count = kTokens / 4 * kQuarters;
+    if constexpr (kAnyExact) {
+      count -= kQuarters == 1 ? __popc(first < 2 ? first == 0 ? job.exact[0] : job.exact[1] : first == 2 ? job.exact[2] : job.exact[3])
+                              : __popc(job.exact[0]) + __popc(job.exact[1]) + __popc(job.exact[2]) + __popc(job.exact[3]);
+    }
+    float range[2];
+    sum_up(0, range, [&](int quarter, float (&to)[2]) {
+      to[0] = kLargest;
+      to[1] = -kLargest;
+      over_tokens(quarter, [&](float y) {
+        to[0] = fminf(to[0], y);
+        to[1] = fmaxf(to[1], y);
+      });
+    }, [](float (&to)[2], const float (&from)[2]) {
+      to[0] = fminf(to[0], from[0]);
+      to[1] = fmaxf(to[1], from[1]);
+    });
+    if (count == 0) range[0] = range[1] = 0;
+    const float mid = (range[1] + range[0]) * 0.5f, span = (range[1] - range[0]) * (1.f / 3);
     const float inverse_count = count > 0 ? 1.f / static_cast<float>(count) : 0.f;
     Clip wide{span}, narrow{span * 0.9f};
     Best best{0, span, 0};
-    for (int round = 0; round < 2; ++round) {
-      wide.Begin();
-      narrow.Begin();
-      float sum_x = 0;
-#pragma unroll 8
-      for (int t = 0; t < kTokens; ++t) {
-        if (!counts(t)) continue;
-        const float x = u(t) - mid;
-        sum_x += x;
-        wide.Add(x);
-        narrow.Add(x);
-      }
-      Regress(sum_x, inverse_count, wide, best);
-      Regress(sum_x, inverse_count, narrow, best);
-    }
+    const auto add = []<int kCount>(float (&to)[kCount], const float (&from)[kCount]) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) to[i] += from[i];
+    };
+    wide.Begin();
+    narrow.Begin();
+    float sums[7];  // wide, narrow, x
+    sum_up(1, sums, [&](int quarter, float (&to)[7]) {
+#pragma unroll
+      for (int i = 0; i < 7; ++i) to[i] = 0;
+      over_tokens(quarter, [&](float y) {
+        y -= mid;
+        to[6] += y;
+        wide.Add(y, &to[0]);
+        narrow.Add(y, &to[3]);
+      });
+    }, add);
+    const float sum_x = sums[6];
+    Regress(sum_x, inverse_count, &sums[0], wide, best);
+    Regress(sum_x, inverse_count, &sums[3], narrow, best);
+    wide.Begin();
+    narrow.Begin();
+    float again[6];
+    sum_up(0, again, [&](int quarter, float (&to)[6]) {
+#pragma unroll
+      for (int i = 0; i < 6; ++i) to[i] = 0;
+      over_tokens(quarter, [&](float y) {
+        y -= mid;
+        wide.Add(y, &to[0]);
+        narrow.Add(y, &to[3]);
+      });
+    }, add);
+    Regress(sum_x, inverse_count, &again[0], wide, best);
+    Regress(sum_x, inverse_count, &again[3], narrow, best);
+
     float scale = best.scale, middle = mid + best.middle;
     const float least = fabsf(middle) / kReach;  // the centre is stored in eighths of the scale, up to 127
     if (scale < least) {
@@ -173,22 +277,26 @@ struct RazorValueSeal {
     const float centre = fminf(fmaxf(rintf(kCentreSteps * middle * inverse), -127.f), 127.f);
     const float third = inverse * (1.f / 3);
     const float shift = stored_scale > 0 ? (1.5f - centre / kCentreSteps) * (1.f / 3) : 0.f;
-    const int at = (c % 8) * (kDim / 8) + 2 * (c / 16) + (c % 16) / 8;  // VectorPosition
-    out[Page::kChannelScale + at] = stored;
-    out[Page::kCentre + at] = static_cast<uint8_t>(static_cast<int>(centre) & 255) ^ 128u;
-    // Byte e of a word: token first + (e >> 1) + 8 (e & 1).
+    if (kQuarters == 1 || own == 0) {
+      const int at = first * kDim + (channel % 8) * (kDim / 8) + 2 * (channel / 16) + (channel % 16) / 8;  // VectorPosition
+      out[Page::kChannelScale + at] = stored;
+      out[Page::kCentre + at] = static_cast<uint8_t>(static_cast<int>(centre) & 255) ^ 128u;
+    }
+    // Byte e of a word: token from + 2 q + (e >> 1) + 8 (e & 1). A thread codes its own quarter, or all that the group has.
+    const int begin = kQuarters == 1 ? kQuarter * first : kWhole ? 0 : kQuarter * own;
+    const int end = begin + (kQuarters == 4 && kWhole ? kTokens : kQuarter);
 #pragma unroll 1
-    for (int first = 0; first < kTokens; first += 16) {
+    for (int from = begin; from < end; from += 16) {
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         uint32_t word = 0;
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          const int t = first + 2 * q + (e >> 1) + 8 * (e & 1);
-          const uint32_t code = BiasedCode(SaturatedMultiplyAdd(u(t), third, shift)) & 3u;
+          const int t = from + 2 * q + (e >> 1) + 8 * (e & 1);
+          const uint32_t code = BiasedCode<2>(SaturatedMultiplyAdd(u(t), third, shift)) & 3u;
           if (counts(t)) word |= code << (8 * e);
         }
-        s.tile[first + 2 * q][c] = word;
+        s.tile[from + 2 * q][x ^ Swizzle(from + 2 * q)] = word;
       }
     }
   }

@@ -28,13 +28,30 @@ struct RowSource {
     asm("ld.global.nc.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(At(token, chunk)));
     return v;
   }
-  /// Half `half` of a chunk. A row is read to its end, so the first miss may bring the whole line.
-  __device__ uint2 HalfChunk(int token, int chunk, int half) const {
-    uint2 v;
-    asm("ld.global.nc.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(At(token, chunk) + 8 * half));
-    return v;
-  }
 };
+
+// The barrier of a cluster, in halves: what a thread wrote to shared memory before it arrives is seen by all threads after their wait. The
+// second arrival only says that others' shared memory has been read.
+__device__ __forceinline__ void ClusterArrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+__device__ __forceinline__ void ClusterArriveRead() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ __forceinline__ void ClusterWait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+/// An address of this CTA's shared memory, as that of CTA `rank` of the cluster.
+__device__ __forceinline__ uint32_t InCluster(uint32_t address, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+/// Stores to another CTA's shared memory; its barrier counts the bytes.
+__device__ __forceinline__ void SendToCluster(uint32_t to, float x, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to), "r"(__float_as_uint(x)), "r"(barrier)
+               : "memory");
+}
+/// Global to shared memory, 16-byte aligned, completes on the barrier; what is read stays in the second-level cache.
+__device__ __forceinline__ void BulkCopyKept(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to), "l"(from), "r"(bytes), "r"(barrier)
+               : "memory");
+}
 
 template <int kDim>
 __device__ __forceinline__ RowSource MakeRowSource(const SealRows& rows, const SealJob& job, int num_kv_heads, int head, int side) {
@@ -173,11 +190,18 @@ __device__ __forceinline__ void CopyExactRows(const RowSource& rows, const SealJ
   }
 }
 
-// Codes, rne(clamp(x, 0, 3)): the argument comes as x / 3, which the fused multiply-add that makes it clamps for nothing.
+// Codes, rne(clamp(x, 0, L)), L the largest: the argument comes as x / L, which the fused multiply-add that makes it clamps for nothing.
 inline constexpr float kCodeMagic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
 /// The code in the low bits, the bits of kCodeMagic above them: sums of shifted ones are put right by CodeBias.
-__device__ __forceinline__ uint32_t BiasedCode(float third) { return __float_as_uint(fmaf(third, 3.f, kCodeMagic)); }
-__device__ __forceinline__ float CodeValue(float third) { return fmaf(third, 3.f, kCodeMagic) - kCodeMagic; }
+template <int kBits>
+__device__ __forceinline__ uint32_t BiasedCode(float part) {
+  return __float_as_uint(fmaf(part, (1 << kBits) - 1, kCodeMagic));
+}
+/// The same as a number.
+template <int kBits>
+__device__ __forceinline__ float CodeValue(float part) {
+  return __uint_as_float(BiasedCode<kBits>(part)) - kCodeMagic;
+}
 inline constexpr uint32_t kCodeMagicBits = 0x4b400000u;
 /// clamp(a * b + c, 0, 1); 0 for NaN
 __device__ __forceinline__ float SaturatedMultiplyAdd(float a, float b, float c) {

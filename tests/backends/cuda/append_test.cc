@@ -108,11 +108,16 @@ TEST_P(CudaAppendTest, StoresRowsAndSealsPages) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Formats, CudaAppendTest,
-    testing::ValuesIn(Built(
-        {{"razor-2", {2, 64}}, {"razor-2", {3, 128}}, {"oscar", {8, 128}}, {"oscar", {9, 64}}, {"kivi", {2, 128}}})),
-    FormatName);
+INSTANTIATE_TEST_SUITE_P(Formats, CudaAppendTest,
+                         testing::ValuesIn(Built({{"razor-2", {2, 64}},
+                                                  {"razor-2", {3, 128}},
+                                                  {"razor-3", {1, 128}},
+                                                  {"razor-3v", {2, 64}},
+                                                  {"oscar", {8, 128}},
+                                                  {"oscar", {9, 64}},
+                                                  {"kivi", {2, 128}},
+                                                  {"oscar:k4g32,v4g32", {2, 128}}})),
+                         FormatName);
 
 TEST(CudaAppendPlanTest, RefusesWhatCannotBe) {
   if (Built({{"razor-2", {2, 128}}}).empty()) GTEST_SKIP() << "this build has no kernels for head_dim 128";

@@ -238,8 +238,11 @@ TEST_P(AttendTest, GraphReplayFollowsLengthsAndTables) {
 
 INSTANTIATE_TEST_SUITE_P(Formats, AttendTest,
                          testing::Values(Variant{"razor-2", 128}, Variant{"razor-2:sinks=0", 128},
-                                         Variant{"razor-2", 64}, Variant{"oscar", 128}, Variant{"oscar:sinks=16", 64},
-                                         Variant{"kivi", 128}, Variant{"oscar:k2g128,v2g64", 128}),
+                                         Variant{"razor-2", 64}, Variant{"razor-2r", 128}, Variant{"razor-2:k3", 64},
+                                         Variant{"razor-3", 64}, Variant{"razor-3", 128}, Variant{"razor-3v", 128},
+                                         Variant{"oscar", 128}, Variant{"oscar:sinks=16", 64}, Variant{"kivi", 128},
+                                         Variant{"oscar:k2g128,v2g64", 128}, Variant{"oscar:k4g32,v4g32", 128},
+                                         Variant{"oscar:k4g64", 64}, Variant{"kivi:v4g32", 128}),
                          [](const auto& info) {
                            return NameOf(info.param.recipe) + "_" + std::to_string(info.param.head_dim);
                          });

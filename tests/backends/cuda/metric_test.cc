@@ -102,14 +102,14 @@ void CheckFactor(const reference::Feedback& want, const std::byte* metric) {
   double worst = 0;
   for (int i = 0; i < kDim; ++i) {
     for (int c = 0; c < kDim; ++c) {
-      const int kt = i / 16, q = i % 16 / 4, e = i % 4, nt = c / 8, g = c % 8;
-      const int64_t at = ((int64_t{kt} * (kDim / 8) + nt) * 32 + 4 * g + q) * 4;
-      const auto half = [&](int word) {
-        return F32FromF16(static_cast<f16_bits>(fragments[at + word] >> (16 * (e % 2))));
+      const int kt = i / 16, q = i % 16 / 4, e = i % 4, block = c / 16, g = c % 8, word = 2 * (e / 2) + c % 16 / 8;
+      const int64_t at = ((int64_t{kt} * Layout::kBlocks + block) * 64 + 4 * g + q) * 4 + word;
+      const auto half = [&](int64_t from) {
+        return F32FromF16(static_cast<f16_bits>(fragments[from] >> (16 * (e % 2))));
       };
-      const double w = double{half(e / 2)} + half(2 + e / 2);
+      const double w = double{half(at)} + half(at + 32 * 4);
       const double expected = i < c ? want.weights(i, c) : 0.0;
-      worst = std::max(worst, std::abs(w - expected));
+      worst = std::max(worst, std::abs(w - (i == c ? 1.0 : expected)));  // I + W
       if (i / 16 == c / 16) {
         worst = std::max(worst, std::abs(within[(i / 16) * 256 + i % 16 * 16 + c % 16] - expected));
       }

@@ -95,8 +95,12 @@ TEST_P(PageConvertTest, RowsRoundTrip) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, PageConvertTest,
-                         testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"oscar", 64},
-                                         Case{"oscar", 128}, Case{"kivi", 128}, Case{"oscar:k2g128,v2g64", 128}),
+                         testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"razor-2r", 64},
+                                         Case{"razor-2:k3", 128}, Case{"razor-3", 64}, Case{"razor-3", 128},
+                                         Case{"razor-3v", 64}, Case{"razor-3v", 128}, Case{"razor-2:v2g64", 128},
+                                         Case{"oscar", 64}, Case{"oscar", 128}, Case{"kivi", 128},
+                                         Case{"oscar:k2g128,v2g64", 128}, Case{"oscar:k4g32", 64},
+                                         Case{"kivi:v4g32", 128}, Case{"oscar:k4g64,v4g32", 128}),
                          [](const auto& info) {
                            std::string name = info.param.recipe + "_" + std::to_string(info.param.head_dim);
                            std::replace_if(
@@ -115,7 +119,11 @@ TEST(PackedFormatTest, RefusesWhatHasNoPackedPage) {
     return "accepted";
   };
   EXPECT_THAT(message("razor-2", {2, 256}), testing::HasSubstr("head_dim=256"));
-  EXPECT_THAT(message("oscar:k4g32", {2, 128}), testing::HasSubstr("4-bit keys"));
+  EXPECT_THAT(message("oscar:k3g32", {2, 128}),
+              testing::HasSubstr("3-bit keys and 2-bit values; affine codes have 2 or"));
+  EXPECT_THAT(message("razor-2:k4", {2, 128}),
+              testing::HasSubstr("4-bit keys and 2-bit values; razor has keys of 2 and"));
+  EXPECT_THAT(message("quarot", {2, 128}), testing::HasSubstr("per channel"));
   EXPECT_THAT(message("f16", {2, 128}), testing::HasSubstr("16-bit keys"));
 }
 

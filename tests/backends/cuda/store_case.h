@@ -34,7 +34,7 @@ inline std::vector<FormatCase> Built(std::vector<FormatCase> cases) {
   std::erase_if(cases, [](const FormatCase& c) {
     const auto instances = SealInstances();
     return std::none_of(instances.begin(), instances.end(),
-                        [&](const SealInstance& i) { return i.head_dim == c.shape.head_dim; });
+                        [&](const SealInstance& i) { return i.form == Format(c).form(); });
   });
   return cases;
 }
@@ -51,7 +51,15 @@ inline std::vector<FormatCase> FormatCases() {
                 {"kivi", {2, 128}},
                 {"oscar:k2g64,v2g64", {2, 64}},
                 {"oscar:k2g128,v2g64", {1, 128}},
-                {"kivi:k2g64,v2g128", {2, 128}}});
+                {"kivi:k2g64,v2g128", {2, 128}},
+                {"razor-3", {2, 64}},
+                {"razor-3", {3, 128}},
+                {"razor-3v", {1, 64}},
+                {"razor-3v", {2, 128}},
+                {"oscar:k4g32,v4g32", {3, 64}},
+                {"oscar:k4g64,v2g32", {2, 128}},
+                {"kivi:k2g32,v4g64", {2, 64}},
+                {"kivi:k4g32,v4g32", {1, 128}}});
 }
 
 /// M of all heads as the GPU keeps it, f32 [heads][D][D].
