@@ -20,6 +20,7 @@ Json Record(const std::string& recipe, double bits, double kld, const std::strin
           {"kld_mean", kld},
           {"kld_median", kld / 2},
           {"kld_p99", kld * 10},
+          {"kld_max", kld * 30},
           {"same_top1", 0.9},
           {"answer", answer},
           {"model", "/models/a<b>.gguf"},
@@ -40,6 +41,7 @@ TEST(CompareReportTest, TableHasALineACacheAndRatiosToTheFirst) {
   EXPECT_NE(table.find("8.00x"), std::string::npos);
   EXPECT_NE(table.find("0.0512"), std::string::npos);
   EXPECT_NE(table.find("4.0e-04"), std::string::npos);
+  EXPECT_NE(table.find("1.5360"), std::string::npos) << "the largest";
 }
 
 TEST(CompareReportTest, HtmlEscapesWhatModelsWriteAndNeedsNothingElse) {
