@@ -1,29 +1,18 @@
 #include "eval/key_capture.h"
 
-#include <cstdlib>
-#include <cstring>
-#include <string_view>
+#include <optional>
 
+#include "eval/kv_nodes.h"
 #include "ggml.h"
 
 namespace kvrazor::eval {
-namespace {
-
-// The layer behind "cache_k_l" or "cache_v_l" in the name of the tensor that a node writes to; -1 for any other node.
-int LayerOf(const ggml_tensor* node, std::string_view prefix) {
-  if (node->op != GGML_OP_SET_ROWS || !node->view_src) return -1;
-  const std::string_view name = node->view_src->name;
-  return name.starts_with(prefix) ? std::atoi(name.data() + prefix.size()) : -1;
-}
-
-}  // namespace
 
 bool KeyCapture::OnNode(ggml_tensor* node, bool ask, void* capture) {
   KeyCapture& self = *static_cast<KeyCapture*>(capture);
-  const int key_layer = LayerOf(node, "cache_k_l"), value_layer = LayerOf(node, "cache_v_l");
-  if (ask) return key_layer >= 0 || value_layer >= 0;
-  if (key_layer >= 0) self.Collect(node->src[0], self.keys_[key_layer]);
-  if (value_layer >= 0) self.Collect(node->src[0], self.values_[value_layer]);
+  const std::optional<CacheTensorName> written = WrittenCache(node);
+  const bool is_main = written && written->kind.empty();
+  if (ask) return is_main;
+  if (is_main) self.Collect(node->src[0], (written->side == Side::kKey ? self.keys_ : self.values_)[written->layer]);
   return true;
 }
 
