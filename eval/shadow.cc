@@ -10,14 +10,10 @@
 #include "kvrazor/error.h"
 #include "src/core/half.h"
 #include "src/ops/backend.h"
+#include "src/ops/query_sampling.h"
 
 namespace kvrazor::eval {
 namespace {
-
-// As the plug-in samples queries (integrations/ggml/attention.cc).
-constexpr int kPrefillQueryStride = 2;
-constexpr int kDecodeQueryStride = 4;
-constexpr int64_t kPrefillTokens = 16;
 
 constexpr int kHeadSizes[] = {32, 64, 128, 256};  // that pages have
 
@@ -261,8 +257,8 @@ void ShadowCache::AddQueries(Layer& layer, const ggml_tensor* attention) {
   if (!layer.moment) return;
   const ggml_tensor* q = QueriesOf(attention);  // [head_dim, tokens, num_qo_heads] f32
   const int64_t num_tokens = q->ne[1], num_heads = q->ne[2];
-  const bool prefill = num_tokens >= kPrefillTokens;
-  if (!prefill && layer.decode_steps++ % kDecodeQueryStride != 0) return;
+  const int stride = QueryStride(num_tokens, layer.decode_steps);
+  if (stride == 0) return;
   if (q->type != GGML_TYPE_F32 || q->nb[0] != sizeof(float) || q->ne[0] != layer.keys.head_dim)
     throw Error("shadow mode: the queries are not rows of f32 of the keys' head size.");
   const int from = layer.keys.head_dim, to = layer.keys.layout.shape.head_dim;
@@ -274,8 +270,7 @@ void ShadowCache::AddQueries(Layer& layer, const ggml_tensor* attention) {
                               static_cast<size_t>(from) * sizeof(float));
   }
   const QueryRows queries = {.data = rows.data(), .token_stride = num_heads * to, .head_stride = to};
-  CpuBackend().AddQueries(*layer.moment, queries, static_cast<int>(num_tokens), static_cast<int>(num_heads),
-                          prefill ? kPrefillQueryStride : 1);
+  CpuBackend().AddQueries(*layer.moment, queries, static_cast<int>(num_tokens), static_cast<int>(num_heads), stride);
 }
 
 void ShadowCache::EndBatch() {

@@ -7,14 +7,10 @@
 #include <limits>
 
 #include "integrations/ggml/counters.h"
+#include "src/ops/query_sampling.h"
 
 namespace kvrazor::ggml {
 namespace {
-
-/// Every stride-th query goes into the second moment (recipes.md: the loss from sampling is within noise).
-constexpr int kPrefillQueryStride = 2;
-constexpr int kDecodeQueryStride = 4;
-constexpr int64_t kPrefillTokens = 16;
 
 constexpr f16_bits kHidden = 0xfc00;  // -inf in a mask
 
@@ -68,11 +64,8 @@ void ListPages(CacheSide& k, CacheSide& v, int64_t first_slot, int64_t num_keys,
 
 void AddQueries(CacheLayer& layer, const Backend& backend, const QueryRows& q, int64_t qo_len, int64_t num_heads) {
   if (!layer.moment) return;
-  if (qo_len >= kPrefillTokens) {
-    backend.AddQueries(*layer.moment, q, static_cast<int>(qo_len), static_cast<int>(num_heads), kPrefillQueryStride);
-  } else if (layer.decode_steps++ % kDecodeQueryStride == 0) {
-    backend.AddQueries(*layer.moment, q, static_cast<int>(qo_len), static_cast<int>(num_heads), 1);
-  }
+  if (const int stride = QueryStride(qo_len, layer.decode_steps))
+    backend.AddQueries(*layer.moment, q, static_cast<int>(qo_len), static_cast<int>(num_heads), stride);
 }
 
 }  // namespace
