@@ -40,8 +40,17 @@ for test in cuda_page_convert_test cuda_attend_test cuda_store_test; do
   fi
 done
 
-readonly attend_cases='*LengthsAroundEveryEdge*2_128:*LengthsAroundEveryEdge*oscar_128'
-readonly store_cases='*ReferencesUpToTies/razor_2_1x128:*ReferencesUpToTies/oscar_3x64:*ReferencesUpToTies/kivi_2x128:*StoresRows*razor_2_2x64:*Moment*1x128*:*Factor*1x128*:*RowsAre*razor_2_1x128:*RowsAre*oscar_3x64'
+# What was compiled for compute capability 8.0 runs here through its PTX.
+if CUDA_FORCE_PTX_JIT=1 "$bin/cuda_attend_test" --gtest_filter='PlainPages/*' >"$out/cuda_attend_ptx.log" 2>&1 &&
+  CUDA_FORCE_PTX_JIT=1 "$bin/cuda_store_test" --gtest_filter='PlainPages/*' >"$out/cuda_store_ptx.log" 2>&1; then
+  summary "plain pages through PTX: passed"
+else
+  failed=1
+  summary "plain pages through PTX: FAILED, see $out/cuda_attend_ptx.log and $out/cuda_store_ptx.log"
+fi
+
+readonly attend_cases='*LengthsAroundEveryEdge*2_128:*LengthsAroundEveryEdge*oscar_128:*LengthsAroundEveryEdge*quarot_128:*LengthsAroundEveryEdge*razor_3v_256'
+readonly store_cases='*ReferencesUpToTies/razor_2_1x128:*ReferencesUpToTies/oscar_3x64:*ReferencesUpToTies/kivi_2x128:*StoresRows*razor_2_2x64:*Moment*1x128*:*Factor*1x128*:*RowsAre*razor_2_1x128:*RowsAre*oscar_3x64:*ReferencesUpToTies/turboquant_2_2x64:*ReferencesUpToTies/kivi_2x256:*ReferencesUpToTies/razor_3v_1x256:*RowsAre*quarot_2x64:*RowsAre*turboquant_3_1x256:*2x256_gqa3_plain'
 sanitize() {  # tool, program, cases
   local log
   log=$out/$1-$(basename "$2").log
