@@ -107,7 +107,7 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
     Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
-           " has " + Text(device.shared_bytes) + ". Choose fewer stages or a smaller batch.");
+           " has " + Text(device.shared_bytes) + ". Choose fewer stages, a smaller batch or plain pages.");
   }
 }
 

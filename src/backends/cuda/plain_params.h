@@ -7,8 +7,7 @@
 namespace kvrazor::cuda {
 
 struct PlainAttendParams {
-  AttendParams
-      a;  // partial_out [batch][tiles][splits][kBlockRows][D], partial_lse likewise [2]; num_stages is not used
+  AttendParams a;  // partial_out [batch][tiles][splits][kBlockRows][D], partial_lse likewise [2]; no stages
   PlainPage page;
   uint32_t* arrivals;  // [batch][tiles], 0 between launches
 };
