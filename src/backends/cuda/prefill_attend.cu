@@ -1,0 +1,57 @@
+// The attention kernels of chunked prefill and their launches.
+#include <algorithm>
+
+#include "src/backends/cuda/prefill_attend.cuh"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr int kMergeThreads = 128;
+
+template <int kDim, bool kSpecial>
+__global__ void __launch_bounds__(kPrefillThreads, 1) PrefillAttendKernel(const __grid_constant__ PrefillParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL  // the plan lets no other device through
+  PrefillAttend<kDim, kSpecial>::Run(p);
+#endif
+}
+template <int kDim>
+__global__ void __launch_bounds__(kMergeThreads) PrefillMergeKernel(const __grid_constant__ PrefillParams p) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  PrefillAttend<kDim, false>::Merge(p);
+#endif
+}
+
+template <int kDim, bool kSpecial>
+cudaError_t Init() {
+  return cudaFuncSetAttribute(PrefillAttendKernel<kDim, kSpecial>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              PrefillAttend<kDim, kSpecial>::kSharedBytes);
+}
+
+template <int kDim>
+cudaError_t Launch(const PrefillParams& p, bool special, cudaStream_t stream) {
+  const auto grid = static_cast<unsigned>(std::max(p.max_tiles * p.num_kv_heads, p.split_ctas));
+  if (special) {
+    PrefillAttendKernel<kDim, true><<<grid, kPrefillThreads, PrefillAttend<kDim, true>::kSharedBytes, stream>>>(p);
+  } else {
+    PrefillAttendKernel<kDim, false><<<grid, kPrefillThreads, PrefillAttend<kDim, false>::kSharedBytes, stream>>>(p);
+  }
+  // There are splits only where at least two of them find room in split_ctas.
+  const dim3 merge(static_cast<unsigned>(std::max(1, p.split_ctas / 2)), kPrefillRows / (kMergeThreads / 32));
+  PrefillMergeKernel<kDim><<<merge, kMergeThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t InitPrefillAttend() {
+  for (const cudaError_t error : {Init<64, false>(), Init<64, true>(), Init<128, false>(), Init<128, true>()}) {
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t LaunchPrefillAttend(const PrefillParams& p, int head_dim, bool special, cudaStream_t stream) {
+  return head_dim == 64 ? Launch<64>(p, special, stream) : Launch<128>(p, special, stream);
+}
+
+}  // namespace kvrazor::cuda

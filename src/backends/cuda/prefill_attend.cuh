@@ -1,0 +1,454 @@
+// Flash attention of a tile of query rows over the workspace's 16-bit rows. CTA = (128 rows of a sequence and kv head, share of its tokens).
+//
+//   producer     a warp: boxes of 64 channels x 128 tokens of K and V into the stages of a ring
+//   consumers    two warpgroups of 64 query rows. While one multiplies, the other does its softmax (named barriers hand the tensor
+//                cores over), and within a warpgroup the logits of the next block are formed while this block's values are summed
+//
+// A query row is (new token, query head of the kv head), token by token: row r is new token r / gqa_ratio. Blocks of 128 tokens are pages of the
+// workspace, taken from the last to the first; the first ones and those at the window's edge look at every token's visibility.
+//
+// D = 128: 32 KB of queries and 2 x (32 + 32) KB of keys and values; a block is 4 x 128 x 128 x 128 operations for 64 KB.
+#pragma once
+
+#include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/prefill_params.h"
+#include "src/backends/cuda/prefill_warpgroup.cuh"
+#include "src/backends/cuda/ptx.cuh"
+
+namespace kvrazor::cuda {
+
+inline constexpr int kPrefillConsumers = 2;  // warpgroups
+inline constexpr int kWarpgroup = 128;       // threads
+inline constexpr int kPrefillThreads = (1 + kPrefillConsumers) * kWarpgroup;
+static_assert(kPrefillRows == 64 * kPrefillConsumers && kPrefillBlock == kTokens);
+
+/// What a CTA does: rows of a tile over blocks [block_begin, block_end), of which [plain_begin, plain_end) are seen whole by every row.
+struct PrefillWork {
+  PrefillSequence sequence;
+  int item, head, splits;
+  int first_row, num_rows;  // of the sequence's rows; rows of the whole sequence
+  int block_begin, block_end, plain_begin, plain_end;
+
+  /// Tokens [begin, end) of the sequence that its new token i sees.
+  __device__ __forceinline__ static int VisibleEnd(const PrefillParams& p, const PrefillSequence& s, int i) {
+    return p.causal ? s.total - (s.new_len - 1 - i) : s.total;
+  }
+  __device__ __forceinline__ static int VisibleBegin(const PrefillParams& p, int end) { return p.window > 0 ? max(end - p.window, 0) : 0; }
+
+  /// False where there is nothing to do.
+  __device__ __forceinline__ bool Find(const PrefillParams& p) {
+    splits = p.tiles->splits;
+    const int count = p.tiles->count;
+    item = static_cast<int>(blockIdx.x);
+    head = item % p.num_kv_heads;
+    const int share = item / p.num_kv_heads % splits, number = item / p.num_kv_heads / splits;
+    if (number >= count) return false;
+    const PrefillTile tile = p.tiles->tile[count - 1 - number];  // the last ones see most
+    sequence = p.sequences[tile.sequence];
+    first_row = tile.index * kPrefillRows;
+    num_rows = sequence.new_len * p.gqa_ratio;
+    const int last_row = min(first_row + kPrefillRows, num_rows) - 1;
+    const int first_end = VisibleEnd(p, sequence, first_row / p.gqa_ratio), last_end = VisibleEnd(p, sequence, last_row / p.gqa_ratio);
+    block_begin = VisibleBegin(p, first_end) / kPrefillBlock;
+    block_end = max(block_begin, (last_end + kPrefillBlock - 1) / kPrefillBlock);
+    plain_begin = (VisibleBegin(p, last_end) + kPrefillBlock - 1) / kPrefillBlock;
+    plain_end = max(first_end, 0) / kPrefillBlock;
+    const int64_t count_blocks = block_end - block_begin;
+    block_end = block_begin + static_cast<int>(count_blocks * (share + 1) / splits);
+    block_begin += static_cast<int>(count_blocks * share / splits);
+    if (sequence.row_begin < 0) block_end = block_begin;  // no room in the workspace
+    return true;
+  }
+};
+
+template <int kDim, bool kSpecial>
+struct PrefillAttend {
+  static constexpr int kHalves = kDim / 64;  // of 64 channels, 128 bytes a row
+  static constexpr int kStages = kDim == 64 ? 4 : 2;
+  static constexpr int kQueryBytes = kPrefillRows * kDim * 2;
+  static constexpr int kTileBytes = kPrefillBlock * kDim * 2;
+  static constexpr int kAlignment = 1024;
+  static constexpr int kBarriers = 4 * kStages;
+  static constexpr int kSharedBytes = kAlignment + kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers;
+  static constexpr int kHalfQuery = kQueryBytes / kHalves, kHalfTile = kTileBytes / kHalves;
+  static constexpr int kEightRows = 8 * 128;
+  static constexpr float kHidden = -__builtin_huge_valf();
+  static constexpr int kTurnBarrier = 1, kQueryBarrier = kTurnBarrier + kPrefillConsumers;  // named, one a warpgroup
+
+  struct Shared {
+    uint32_t q, k, v, k_full, v_full, k_empty, v_empty;
+    __device__ explicit Shared(uint32_t base) {
+      q = (base + kAlignment - 1) / kAlignment * kAlignment;
+      k = q + kQueryBytes;
+      v = k + kStages * kTileBytes;
+      k_full = v + kStages * kTileBytes;
+      v_full = k_full + 8 * kStages;
+      k_empty = v_full + 8 * kStages;
+      v_empty = k_empty + 8 * kStages;
+    }
+  };
+  /// Stage of the ring and parity of its phase, of the n-th block.
+  struct Slot {
+    int stage;
+    uint32_t parity;
+    __device__ explicit Slot(unsigned n) : stage(static_cast<int>(n % kStages)), parity(n / kStages & 1) {}
+  };
+
+  __device__ __forceinline__ static void NamedSync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+  __device__ __forceinline__ static void NamedArrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+  __device__ __forceinline__ static void CopyTile(const PrefillWork& work, const CUtensorMap* map, uint32_t to, uint32_t barrier, int block) {
+    BarrierArriveExpect(barrier, kTileBytes);
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h)
+      TensorCopy(to + h * kHalfTile, map, 64 * h, work.sequence.row_begin + block * kPrefillBlock, work.head, barrier);
+  }
+
+  __device__ __forceinline__ static void Produce(const PrefillParams& p, const Shared& sm, const PrefillWork& work) {
+    const int count = work.block_end - work.block_begin;
+    for (int n = 0; n <= count; ++n) {  // keys run one block ahead of values
+      if (n < count) {
+        const Slot slot(static_cast<unsigned>(n));
+        BarrierWait(sm.k_empty + 8 * slot.stage, slot.parity ^ 1);
+        CopyTile(work, &p.k_map, sm.k + slot.stage * kTileBytes, sm.k_full + 8 * slot.stage, work.block_end - 1 - n);
+      }
+      if (n > 0) {
+        const Slot slot(static_cast<unsigned>(n - 1));
+        BarrierWait(sm.v_empty + 8 * slot.stage, slot.parity ^ 1);
+        CopyTile(work, &p.v_map, sm.v + slot.stage * kTileBytes, sm.v_full + 8 * slot.stage, work.block_end - n);
+      }
+    }
+  }
+
+  /// A warpgroup and what a thread holds of its 64 rows; rows 0 and 1 of a thread are g and g + 8 of its warp's 16.
+  struct Consumer {
+    const PrefillParams& p;
+    const Shared& sm;
+    const PrefillWork& work;
+    const int group;
+    uint64_t q_matrix;
+    float scale;  // of what stands in s, to log2
+    float s[kPrefillBlock / 2];
+    uint32_t weight[kPrefillBlock / 4];  // f16 pairs: operand A
+    float out[kDim / 2];
+    float top[2], sum[2];
+    int visible_begin[2], visible_end[2];
+    const uint16_t* mask_row[2];
+
+    __device__ __forceinline__ int Row(int r) const {  // of the sequence
+      return work.first_row + 64 * group + static_cast<int>(threadIdx.x % kWarpgroup / 32) * 16 + static_cast<int>(threadIdx.x % 32 / 4) + 8 * r;
+    }
+
+    __device__ __forceinline__ Consumer(const PrefillParams& p, const Shared& sm, const PrefillWork& work, int group) : p(p), sm(sm), work(work), group(group) {
+      q_matrix = MatrixDescriptor(sm.q + group * 64 * 128, 0, kEightRows);
+      scale = kSpecial ? 1.f : p.scale_log2;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int token = min(Row(r), work.num_rows - 1) / p.gqa_ratio;
+        visible_end[r] = PrefillWork::VisibleEnd(p, work.sequence, token);
+        visible_begin[r] = PrefillWork::VisibleBegin(p, visible_end[r]);
+        if constexpr (kSpecial) mask_row[r] = p.mask + (work.sequence.new_begin + token) * p.mask_stride;
+        top[r] = kHidden;
+        sum[r] = 0;
+      }
+#pragma unroll
+      for (int i = 0; i < kDim / 2; ++i) out[i] = 0;
+    }
+
+    /// The warpgroup's query rows to shared memory, f16.
+    __device__ __forceinline__ void LoadQueries() const {
+      constexpr int kChunks = kDim / 8;
+      const int tid = static_cast<int>(threadIdx.x % kWarpgroup);
+#pragma unroll
+      for (int i = tid; i < 64 * kChunks; i += kWarpgroup) {
+        const int row = 64 * group + i / kChunks, chunk = i % kChunks, of_sequence = work.first_row + row;
+        uint4 x{};
+        if (of_sequence < work.num_rows) {
+          const int token = of_sequence / p.gqa_ratio, head = work.head * p.gqa_ratio + of_sequence % p.gqa_ratio;
+          x = __ldg(reinterpret_cast<const uint4*>(p.q + (work.sequence.new_begin + token) * p.q_stride + head * kDim + 8 * chunk));
+          if (p.bf16) x = make_uint4(F16OfBf16(x.x), F16OfBf16(x.y), F16OfBf16(x.z), F16OfBf16(x.w));
+        }
+        const uint32_t to = sm.q + chunk / 8 * kHalfQuery + row * 128 + ((chunk % 8) ^ (row & 7)) * 16;
+        asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+      }
+      FenceAsyncProxy();
+      NamedSync(kQueryBarrier + group, kWarpgroup);
+    }
+    __device__ __forceinline__ static uint32_t F16OfBf16(uint32_t w) { return PackF16(LowBf16(w), HighBf16(w)); }
+
+    // ---- products
+    __device__ __forceinline__ void StartLogits(int stage) {
+      const uint64_t k_matrix = MatrixDescriptor(sm.k + stage * kTileBytes, 0, kEightRows);
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        const int q_at = i / 4 * kHalfQuery + i % 4 * 32, k_at = i / 4 * kHalfTile + i % 4 * 32;
+        WarpgroupMma(s, q_matrix + (q_at >> 4), k_matrix + (k_at >> 4), i > 0);
+      }
+      WarpgroupCommit();
+    }
+    __device__ __forceinline__ void StartValues(int stage) {
+      const uint64_t v_matrix = MatrixDescriptor(sm.v + stage * kTileBytes, kHalfTile, kEightRows);
+#pragma unroll
+      for (int i = 0; i < kPrefillBlock / 16; ++i)
+        WarpgroupMma(out, weight[4 * i], weight[4 * i + 1], weight[4 * i + 2], weight[4 * i + 3], v_matrix + (i * 16 * 128 >> 4));
+      WarpgroupCommit();
+    }
+
+    // ---- softmax
+    /// s becomes logits as the rows see them, -inf where they do not.
+    __device__ __forceinline__ void Finish(int block) {
+      const int column = 2 * static_cast<int>(threadIdx.x % 4), base = block * kPrefillBlock + column;
+      if constexpr (kSpecial) {
+        constexpr float kLog2E = 1.4426950408889634f;
+#pragma unroll
+        for (int i = 0; i < kPrefillBlock / 2; ++i) s[i] *= p.scale_log2;
+        if (p.softcap_log2 > 0) {  // cap tanh(x / cap) = cap - 2 cap / (e^(2 x / cap) + 1)
+          const float factor = 2 * kLog2E / p.softcap_log2;
+#pragma unroll
+          for (int i = 0; i < kPrefillBlock / 2; ++i)
+            s[i] = p.softcap_log2 - __fdividef(2 * p.softcap_log2, fminf(Exp2(s[i] * factor), 1e30f) + 1);
+        }
+        if (p.mask) {
+#pragma unroll
+          for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int j = 0; j < kPrefillBlock / 8; ++j) {
+              const uint32_t* at = reinterpret_cast<const uint32_t*>(mask_row[r] + base + 8 * j);
+              const uint32_t pair = base + 8 * j < visible_end[r] ? __ldg(at) : 0;
+              s[4 * j + 2 * r] = fmaf(kLog2E, LowF16(pair), s[4 * j + 2 * r]);
+              s[4 * j + 2 * r + 1] = fmaf(kLog2E, HighF16(pair), s[4 * j + 2 * r + 1]);
+            }
+          }
+        }
+      }
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int begin = visible_begin[r] - base, end = visible_end[r] - base;
+#pragma unroll
+        for (int j = 0; j < kPrefillBlock / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            if (8 * j + e < begin || 8 * j + e >= end) s[4 * j + 2 * r + e] = kHidden;
+          }
+        }
+      }
+    }
+    /// Logits to weights, in place; what the sums so far are to be multiplied with.
+    __device__ __forceinline__ void Weigh(float (&factor)[2]) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        float most = top[r];
+#pragma unroll
+        for (int j = 0; j < kPrefillBlock / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+        const float base = most == kHidden ? 0 : most * scale;
+        factor[r] = Exp2(fmaf(top[r], scale, -base));
+        top[r] = most;
+        float total = 0;
+#pragma unroll
+        for (int j = 0; j < kPrefillBlock / 8; ++j) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& x = s[4 * j + 2 * r + e];
+            x = Exp2(fmaf(x, scale, -base));
+            total += x;
+          }
+        }
+        sum[r] = fmaf(sum[r], factor[r], total);
+      }
+    }
+    __device__ __forceinline__ void PackWeights() {
+#pragma unroll
+      for (int i = 0; i < kPrefillBlock / 4; ++i) weight[i] = PackF16(s[2 * i], s[2 * i + 1]);
+    }
+    __device__ __forceinline__ void Release(uint32_t barrier) const {
+      if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
+    }
+
+    /// Block number `n` (0: the last of the tile): its logits and weights, and the values of the block before it.
+    template <bool kFinish>
+    __device__ __forceinline__ void Step(int n, int block) {
+      const Slot now(static_cast<unsigned>(n)), last(static_cast<unsigned>(n - 1));
+      BarrierWait(sm.k_full + 8 * now.stage, now.parity);
+      NamedSync(kTurnBarrier + group, kPrefillConsumers * kWarpgroup);
+      WarpgroupFence();
+      StartLogits(now.stage);
+      BarrierWait(sm.v_full + 8 * last.stage, last.parity);
+      StartValues(last.stage);
+      NamedArrive(kTurnBarrier + (group ^ 1), kPrefillConsumers * kWarpgroup);
+      WarpgroupWait<1>();
+      HoldRegisters(s);
+      Release(sm.k_empty + 8 * now.stage);
+      if constexpr (kFinish) Finish(block);
+      float factor[2];
+      Weigh(factor);
+      WarpgroupWait<0>();
+      HoldRegisters(out);
+      HoldRegisters(weight);
+      Release(sm.v_empty + 8 * last.stage);
+#pragma unroll
+      for (int j = 0; j < kDim / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) out[4 * j + e] *= factor[e / 2];
+      }
+      PackWeights();
+    }
+
+    __device__ __forceinline__ void Run() {
+      const int count = work.block_end - work.block_begin;
+      if (count == 0) return;
+      if (group == 1) NamedArrive(kTurnBarrier, kPrefillConsumers * kWarpgroup);
+      LoadQueries();
+      BarrierWait(sm.k_full, 0);
+      WarpgroupFence();
+      StartLogits(0);
+      WarpgroupWait<0>();
+      HoldRegisters(s);
+      Release(sm.k_empty);
+      int block = work.block_end - 1;
+      Finish(block);
+      float factor[2];
+      Weigh(factor);
+      PackWeights();
+      for (int n = 1; n < count; ++n) {
+        --block;
+        if (kSpecial || block >= work.plain_end || block < work.plain_begin) {
+          Step<true>(n, block);
+        } else {
+          Step<false>(n, block);
+        }
+      }
+      const Slot last(static_cast<unsigned>(count - 1));
+      BarrierWait(sm.v_full + 8 * last.stage, last.parity);
+      WarpgroupFence();
+      StartValues(last.stage);
+      WarpgroupWait<0>();
+      HoldRegisters(out);
+      if (group == 0) NamedSync(kTurnBarrier, kPrefillConsumers * kWarpgroup);  // the other's last hand-over
+    }
+
+    // ---- results
+    __device__ __forceinline__ void Store() {
+      const int column = 2 * static_cast<int>(threadIdx.x % 4);
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+        if (work.sequence.row_begin < 0) sum[r] = top[r] = __int_as_float(0x7fffffff);  // no room: NaN
+        const int row = Row(r);
+        if (row >= work.num_rows) continue;
+        if (work.splits > 1) {
+          const int64_t at = int64_t{work.item} * kPrefillRows + row - work.first_row;
+          if (column == 0) *reinterpret_cast<float2*>(p.partial_lse + 2 * at) = make_float2(top[r] * scale, sum[r]);
+          if (sum[r] == 0) continue;
+#pragma unroll
+          for (int j = 0; j < kDim / 8; ++j)
+            *reinterpret_cast<float2*>(p.partial_out + at * kDim + 8 * j + column) = make_float2(out[4 * j + 2 * r], out[4 * j + 2 * r + 1]);
+          continue;
+        }
+        const RowResult result(p, work, row, top[r] * scale, sum[r]);
+        if (column == 0) result.StoreLse(p);
+#pragma unroll
+        for (int j = 0; j < kDim / 8; ++j) {
+          const float x = out[4 * j + 2 * r] * result.factor, y = out[4 * j + 2 * r + 1] * result.factor;
+          *reinterpret_cast<uint32_t*>(result.Out(p) + 8 * j + column) = p.bf16 ? PackBf16(x, y) : PackF16(x, y);
+        }
+      }
+    }
+  };
+
+  /// Where a finished row goes and what its sum of values is to be multiplied with.
+  struct RowResult {
+    int64_t token;
+    int head;
+    float factor, lse;
+
+    __device__ __forceinline__ RowResult(const PrefillParams& p, const PrefillWork& work, int row, float top_log2, float sum) {
+      constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+      token = work.sequence.new_begin + row / p.gqa_ratio;
+      head = work.head * p.gqa_ratio + row % p.gqa_ratio;
+      float weight = 1;
+      if (p.sink_logits) {
+        const float sink = p.sink_logits[head] * kLog2E, most = fmaxf(sink, top_log2);
+        if (most != kHidden && sum == sum) {
+          weight = Exp2(top_log2 - most);
+          sum = fmaf(sum, weight, Exp2(sink - most));
+          top_log2 = most;
+        }
+      }
+      factor = sum == 0 ? 0 : __fdividef(weight, sum);
+      lse = sum == 0 ? kHidden : (top_log2 + log2f(sum)) * kLn2;
+    }
+    __device__ __forceinline__ uint16_t* Out(const PrefillParams& p) const { return p.out + token * p.out_stride + head * kDim; }
+    __device__ __forceinline__ void StoreLse(const PrefillParams& p) const {
+      if (p.lse) p.lse[token * p.num_kv_heads * p.gqa_ratio + head] = lse;
+    }
+  };
+
+  __device__ __forceinline__ static void Run(const PrefillParams& p) {
+    extern __shared__ uint8_t memory[];
+    PrefillWork work;
+    if (!work.Find(p)) return;
+    const Shared sm(SharedAddress(memory));
+    const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
+    if (threadIdx.x == 0) {
+      PrefetchTensorMap(&p.k_map);
+      PrefetchTensorMap(&p.v_map);
+      constexpr int kReaders = kPrefillConsumers * kWarpgroup / 32;
+      for (int i = 0; i < kStages; ++i) {
+        BarrierInit(sm.k_full + 8 * i, 1);
+        BarrierInit(sm.v_full + 8 * i, 1);
+        BarrierInit(sm.k_empty + 8 * i, kReaders);
+        BarrierInit(sm.v_empty + 8 * i, kReaders);
+      }
+      FenceAsyncProxy();
+    }
+    __syncthreads();
+    if (group == 0) {
+      GiveRegisters<24>();
+      if (threadIdx.x == 0) Produce(p, sm, work);
+    } else {
+      TakeRegisters<240>();
+      Consumer consumer(p, sm, work, group - 1);
+      consumer.Run();
+      consumer.Store();
+    }
+  }
+
+  /// A warp a row: the parts of its splits, in their order.
+  __device__ __forceinline__ static void Merge(const PrefillParams& p) {
+    constexpr int kPerLane = kDim / 32;
+    const int splits = p.tiles->splits, count = p.tiles->count;
+    if (splits == 1) return;
+    const int head = static_cast<int>(blockIdx.x) % p.num_kv_heads, number = static_cast<int>(blockIdx.x) / p.num_kv_heads;
+    if (number >= count) return;
+    const PrefillTile tile = p.tiles->tile[count - 1 - number];
+    PrefillWork work;
+    work.sequence = p.sequences[tile.sequence];
+    work.head = head;
+    const int in_tile = static_cast<int>(blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32), row = tile.index * kPrefillRows + in_tile;
+    if (row >= work.sequence.new_len * p.gqa_ratio) return;
+    const int lane = static_cast<int>(threadIdx.x % 32);
+    const auto part = [&](int split) { return (static_cast<int64_t>(number * splits + split) * p.num_kv_heads + head) * kPrefillRows + in_tile; };
+    float top = kHidden, sum = 0, out[kPerLane] = {};
+    for (int i = 0; i < splits; ++i) {
+      const float2 state = *reinterpret_cast<const float2*>(p.partial_lse + 2 * part(i));
+      if (state.y == 0) continue;
+      const float most = fmaxf(top, state.x), old = Exp2(top - most), fresh = Exp2(state.x - most);
+      sum = fmaf(sum, old, state.y * fresh);
+      top = most;
+#pragma unroll
+      for (int j = 0; j < kPerLane; ++j) out[j] = fmaf(out[j], old, fresh * p.partial_out[part(i) * kDim + kPerLane * lane + j]);
+    }
+    const RowResult result(p, work, row, top, sum);
+    if (lane == 0) result.StoreLse(p);
+#pragma unroll
+    for (int j = 0; j < kPerLane; j += 2) {
+      const float x = out[j] * result.factor, y = out[j + 1] * result.factor;
+      *reinterpret_cast<uint32_t*>(result.Out(p) + kPerLane * lane + j) = p.bf16 ? PackBf16(x, y) : PackF16(x, y);
+    }
+  }
+};
+
+}  // namespace kvrazor::cuda

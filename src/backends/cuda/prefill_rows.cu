@@ -1,0 +1,156 @@
+// What chunked prefill does before its attention: where every sequence's rows and tiles lie, and the rows that no packed page holds.
+//
+//   workspace pages   | sequence 0: pages 0, 1, ... | sequence 1 | ...     128 rows each; a sequence's last page ends with zeros
+//
+// The schedule kernel (a CTA a sequence) writes a job for dequantize for each packed page and names the pages that the rows kernel must look
+// after. That one runs behind dequantize: the new rows may begin inside a packed page.
+#include <algorithm>
+
+#include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/prefill_params.h"
+#include "src/backends/cuda/ptx.cuh"
+
+namespace kvrazor::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kRowCtas = 64;          // a head and side
+constexpr int kLeastBlocksASplit = 4;  // of tokens
+
+struct Lengths {
+  PrefillSequence sequence;
+  int pages, tiles;
+};
+
+__device__ int Clamp(int x, int low, int high) { return min(max(x, low), high); }
+
+__device__ Lengths LengthsOf(const PrefillParams& p, int i) {
+  const int begin = Clamp(p.new_begin[i], 0, p.max_new_tokens), end = Clamp(p.new_begin[i + 1], begin, p.max_new_tokens);
+  PrefillSequence s{};
+  s.new_begin = begin;
+  s.new_len = end - begin;
+  s.kv_len = Clamp(p.kv_len[i], 0, p.table_stride * kTokens);
+  s.total = s.kv_len + (p.k ? s.new_len : 0);
+  if (p.window > 0) s.first_visible = max(0, s.total - p.window - (p.causal ? s.new_len - 1 : 0));
+  const int pages = s.new_len == 0 ? 0 : (s.total + kTokens - 1) / kTokens;
+  return {s, pages, (s.new_len * p.gqa_ratio + kPrefillRows - 1) / kPrefillRows};
+}
+
+__global__ void __launch_bounds__(kThreads) PrefillScheduleKernel(const __grid_constant__ PrefillParams p) {
+  __shared__ unsigned long long pages_before, pages_all;
+  __shared__ int tiles_before, tiles_all, most_pages;
+  const int b = static_cast<int>(blockIdx.x), tid = static_cast<int>(threadIdx.x);
+  if (tid == 0) {
+    pages_before = pages_all = 0;
+    tiles_before = tiles_all = most_pages = 0;
+  }
+  __syncthreads();
+  for (int i = tid; i < p.batch_size; i += kThreads) {
+    const Lengths x = LengthsOf(p, i);
+    atomicAdd(&pages_all, static_cast<unsigned long long>(x.pages));
+    atomicAdd(&tiles_all, x.tiles);
+    atomicMax(&most_pages, x.pages);
+    if (i < b) {
+      atomicAdd(&pages_before, static_cast<unsigned long long>(x.pages));
+      atomicAdd(&tiles_before, x.tiles);
+    }
+  }
+  __syncthreads();
+  Lengths own = LengthsOf(p, b);
+  PrefillSequence& s = own.sequence;
+  const int64_t first = static_cast<int64_t>(pages_before), room = p.workspace_pages;
+  const bool fits = first + own.pages <= room;
+  s.row_begin = fits ? static_cast<int32_t>(first * kTokens) : -1;
+  if (tid == 0) p.sequences[b] = s;
+
+  for (int page = tid; page < own.pages && first + page < room; page += kThreads) {
+    const bool visible = fits && (page + 1) * kTokens > s.first_visible;
+    const bool in_pages = page * kTokens < s.kv_len;
+    const int32_t entry = in_pages && visible ? p.page_table[int64_t{b} * p.table_stride + page] : -1;
+    const bool packed = !IsRowPage(entry);
+    const bool sinks = page == 0 && p.sink_tokens > 0;
+    const int64_t slot = first + page;
+    p.jobs[slot] = {.source = packed ? entry : -1,
+                    .target = static_cast<int32_t>(slot * kTokens),
+                    .sink = sinks ? b : -1,
+                    .exact_tokens = sinks ? p.sink_tokens : 0};
+    const bool other_rows = visible && (!packed || (page + 1) * kTokens > s.kv_len);
+    p.pages[slot] = {other_rows ? b : -1, page};
+  }
+  for (int64_t slot = static_cast<int64_t>(pages_all) + b * kThreads + tid; slot < room; slot += int64_t{p.batch_size} * kThreads) {
+    p.jobs[slot] = {.source = -1, .target = 0, .sink = -1, .exact_tokens = 0};
+    p.pages[slot] = {-1, 0};
+  }
+  for (int j = tid; j < own.tiles && tiles_before + j < p.max_tiles; j += kThreads) p.tiles->tile[tiles_before + j] = {b, j};
+  if (b == 0 && tid == 0) {
+    const int count = min(tiles_all, p.max_tiles);
+    p.tiles->count = count;
+    const int share = count > 0 ? p.split_ctas / (count * p.num_kv_heads) : 1;
+    p.tiles->splits = max(1, min(share, most_pages * (kTokens / kPrefillBlock) / kLeastBlocksASplit));
+  }
+}
+
+/// The first page from `from` on, in steps of `step`, that needs rows; `count` if none. The same for all threads.
+__device__ int NextPage(const PrefillPage* pages, int count, int from, int step) {
+  for (int64_t first = from; first < count; first += 32 * step) {
+    const int64_t i = first + static_cast<int>(threadIdx.x & 31) * step;
+    const unsigned found = __ballot_sync(~0u, i < count && pages[i].sequence >= 0);
+    if (found) return static_cast<int>(first + (__ffs(found) - 1) * step);
+  }
+  return count;
+}
+
+__device__ uint32_t SaturatedPair(uint32_t bf16_pair) {
+  constexpr float kLargest = 65504;
+  const auto clamp = [](float x) { return x != x ? x : fminf(fmaxf(x, -kLargest), kLargest); };
+  return PackF16(clamp(LowBf16(bf16_pair)), clamp(HighBf16(bf16_pair)));
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kThreads) PrefillRowsKernel(const __grid_constant__ PrefillParams p) {
+  constexpr int kChunks = kDim / 8;
+  const int head = static_cast<int>(blockIdx.y), side = static_cast<int>(blockIdx.z);
+  const int step = static_cast<int>(gridDim.x);
+  const int64_t head_rows = int64_t{p.workspace_pages} * kTokens;
+  uint16_t* rows = (side == 0 ? p.k_rows : p.v_rows) + head * head_rows * kDim;
+  const uint16_t* fresh = (side == 0 ? p.k : p.v) + head * kDim;
+  for (int slot = static_cast<int>(blockIdx.x); (slot = NextPage(p.pages, p.workspace_pages, slot, step)) < p.workspace_pages; slot += step) {
+    const PrefillPage at = p.pages[slot];
+    const PrefillSequence s = p.sequences[at.sequence];
+    const bool in_pages = at.page * kTokens < s.kv_len;
+    const int32_t entry = in_pages ? p.page_table[int64_t{at.sequence} * p.table_stride + at.page] : 0;
+    const uint8_t* page = p.row_pages + ((int64_t{PageIndex(entry)} * p.num_kv_heads + head) * 2 + side) * (kTokens * 2 * kDim);
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < kTokens * kChunks; i += kThreads) {
+      const int row = i / kChunks, chunk = i % kChunks, token = at.page * kTokens + row;
+      uint4 x{};
+      if (token < s.kv_len) {
+        if (!IsRowPage(entry)) continue;  // dequantize wrote it
+        x = *reinterpret_cast<const uint4*>(page + RowByte<kDim>(row, 8 * chunk));
+      } else if (token < s.total) {
+        x = *reinterpret_cast<const uint4*>(fresh + (s.new_begin + token - s.kv_len) * p.kv_stride + 8 * chunk);
+        if (p.bf16) x = make_uint4(SaturatedPair(x.x), SaturatedPair(x.y), SaturatedPair(x.z), SaturatedPair(x.w));
+      }
+      *reinterpret_cast<uint4*>(rows + (int64_t{slot} * kTokens + row) * kDim + 8 * chunk) = x;
+    }
+  }
+}
+
+}  // namespace
+
+cudaError_t LaunchPrefillSchedule(const PrefillParams& p, cudaStream_t stream) {
+  PrefillScheduleKernel<<<static_cast<unsigned>(p.batch_size), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchPrefillRows(const PrefillParams& p, int head_dim, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(std::min(p.workspace_pages, kRowCtas)), static_cast<unsigned>(p.num_kv_heads), 2);
+  if (head_dim == 64) {
+    PrefillRowsKernel<64><<<grid, kThreads, 0, stream>>>(p);
+  } else {
+    PrefillRowsKernel<128><<<grid, kThreads, 0, stream>>>(p);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace kvrazor::cuda
