@@ -19,6 +19,7 @@ constexpr int kMaxGqa = 16;
 constexpr int kMaxNewTokens = 1 << 20;
 constexpr int kMaxDequantizeJobs = 65535;  // of a launch
 constexpr int64_t kAlignment = 256;        // of a part of the workspace
+constexpr int kPartialsPerSm = 4;          // shares of tiles that there is room for
 
 [[noreturn]] void Refuse(const std::string& why) { throw Error("cuda prefill: " + why); }
 
@@ -128,17 +129,20 @@ int64_t PrefillPlan::max_tiles() const {
   return int64_t{spec_.max_new_tokens} * gqa_ratio_ / kPrefillRows + spec_.max_batch_size;
 }
 
+int64_t PrefillPlan::visible_words() const { return (workspace_pages() * kTokens / kPrefillBlock + 31) / 32; }
+
 PrefillPlan::Parts PrefillPlan::MakeParts() const {
   const PackedFormat& f = spec_.format;
   const int64_t pages = workspace_pages();
   const int64_t row_bytes = Aligned(pages * kTokens * f.num_kv_heads * f.head_dim * int64_t{sizeof(f16_bits)});
-  const int64_t partial_rows = int64_t{device_.num_sms} * kPrefillRows;
+  const int64_t partial_rows = int64_t{kPartialsPerSm} * device_.num_sms * kPrefillRows;
   return {.k = row_bytes,
           .v = row_bytes,
           .jobs = Aligned(pages * int64_t{sizeof(DequantizeJob)}),
           .pages = Aligned(pages * int64_t{sizeof(PrefillPage)}),
           .sequences = Aligned(spec_.max_batch_size * int64_t{sizeof(PrefillSequence)}),
           .tiles = Aligned(int64_t{sizeof(PrefillTiles)} + max_tiles() * int64_t{sizeof(PrefillTile)}),
+          .visible = spec_.masked ? Aligned(max_tiles() * visible_words() * int64_t{sizeof(uint32_t)}) : 0,
           .partial_out = Aligned(partial_rows * f.head_dim * int64_t{sizeof(float)}),
           .partial_lse = Aligned(partial_rows * 2 * int64_t{sizeof(float)})};
 }
@@ -155,7 +159,8 @@ std::string PrefillPlan::Explain() const {
          (spec_.sliding_window ? ", window " + Text(spec_.sliding_window) : "") +
          (spec_.softcap > 0 ? ", softcap" : "") + (spec_.masked ? ", masked" : "") +
          (spec_.learned_sinks ? ", learned sinks" : "") + (spec_.bf16 ? ", bf16 queries" : "") +
-         "; runs of few tiles share their tokens among " + Text(device_.num_sms) + " CTAs";
+         "; where tiles do not fill " + Text(device_.num_sms) +
+         " multiprocessors evenly, their tokens are shared among CTAs";
 }
 
 void PrefillPlan::Init() const { Check(InitPrefillAttend(), "shared memory"); }
@@ -207,6 +212,7 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
   params.pages = reinterpret_cast<PrefillPage*>(take(parts.pages));
   params.sequences = reinterpret_cast<PrefillSequence*>(take(parts.sequences));
   params.tiles = reinterpret_cast<PrefillTiles*>(take(parts.tiles));
+  params.visible = spec_.masked ? reinterpret_cast<uint32_t*>(take(parts.visible)) : nullptr;
   params.partial_out = reinterpret_cast<float*>(take(parts.partial_out));
   params.partial_lse = reinterpret_cast<float*>(take(parts.partial_lse));
   params.k_map = MapRows(params.k_rows, f.head_dim, pages * kTokens, f.num_kv_heads);
@@ -233,11 +239,13 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
   params.max_new_tokens = spec_.max_new_tokens;
   params.max_tiles = static_cast<int32_t>(max_tiles());
   params.workspace_pages = static_cast<int32_t>(pages);
+  params.visible_words = static_cast<int32_t>(visible_words());
   params.sink_tokens = spec_.sink_tokens;
   params.window = spec_.sliding_window;
   params.causal = spec_.causal;
   params.bf16 = spec_.bf16;
-  params.split_ctas = device_.num_sms;
+  params.num_sms = device_.num_sms;
+  params.max_partials = kPartialsPerSm * device_.num_sms;
   params.scale_log2 = spec_.softmax_scale * std::numbers::log2e_v<float>;
   params.softcap_log2 = spec_.softcap * std::numbers::log2e_v<float>;
 
@@ -253,6 +261,7 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
                      .num_jobs = static_cast<int>(std::min<int64_t>(kMaxDequantizeJobs, pages - first))},
                     stream);
   }
+  if (spec_.masked) Check(LaunchPrefillVisible(params, stream), "the mask kernel was refused");
   Check(LaunchPrefillRows(params, f.head_dim, stream), "the rows kernel was refused");
   Check(LaunchPrefillAttend(params, f.head_dim, special_, stream), "the attention was refused");
 }

@@ -77,12 +77,13 @@ class PrefillPlan {
  private:
   /// Bytes of the workspace's parts, in this order.
   struct Parts {
-    int64_t k, v, jobs, pages, sequences, tiles, partial_out, partial_lse;
-    int64_t total() const { return k + v + jobs + pages + sequences + tiles + partial_out + partial_lse; }
+    int64_t k, v, jobs, pages, sequences, tiles, visible, partial_out, partial_lse;
+    int64_t total() const { return k + v + jobs + pages + sequences + tiles + visible + partial_out + partial_lse; }
   };
   Parts MakeParts() const;
   int64_t workspace_pages() const;
   int64_t max_tiles() const;
+  int64_t visible_words() const;
 
   PrefillSpec spec_;
   Device device_;

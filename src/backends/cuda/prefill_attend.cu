@@ -6,7 +6,8 @@
 namespace kvrazor::cuda {
 namespace {
 
-constexpr int kMergeThreads = 128;
+constexpr int kMergeThreads = 256;
+constexpr int kMergeCtasPerSm = 4;
 
 template <int kDim, bool kSpecial>
 __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillAttendKernel(const __grid_constant__ PrefillParams p) {
@@ -29,15 +30,13 @@ cudaError_t Init() {
 
 template <int kDim>
 cudaError_t Launch(const PrefillParams& p, bool special, cudaStream_t stream) {
-  const auto grid = static_cast<unsigned>(std::max(p.max_tiles * p.num_kv_heads, p.split_ctas));
+  const auto grid = static_cast<unsigned>(std::max(p.max_tiles * p.num_kv_heads, p.max_partials));
   if (special) {
     PrefillAttendKernel<kDim, true><<<grid, kPrefillThreads, PrefillAttend<kDim, true>::kSharedBytes, stream>>>(p);
   } else {
     PrefillAttendKernel<kDim, false><<<grid, kPrefillThreads, PrefillAttend<kDim, false>::kSharedBytes, stream>>>(p);
   }
-  // There are splits only where at least two of them find room in split_ctas.
-  const dim3 merge(static_cast<unsigned>(std::max(1, p.split_ctas / 2)), kPrefillRows / (kMergeThreads / 32));
-  PrefillMergeKernel<kDim><<<merge, kMergeThreads, 0, stream>>>(p);
+  PrefillMergeKernel<kDim><<<static_cast<unsigned>(kMergeCtasPerSm * p.num_sms), kMergeThreads, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

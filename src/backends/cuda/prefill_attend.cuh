@@ -28,12 +28,21 @@ struct PrefillWork {
   int item, head, splits;
   int first_row, num_rows;  // of the sequence's rows; rows of the whole sequence
   int block_begin, block_end, plain_begin, plain_end;
+  const uint32_t* visible;  // of the tile, or nullptr
 
-  /// Tokens [begin, end) of the sequence that its new token i sees.
-  __device__ __forceinline__ static int VisibleEnd(const PrefillParams& p, const PrefillSequence& s, int i) {
-    return p.causal ? s.total - (s.new_len - 1 - i) : s.total;
+  /// The last block before `block` of which a row sees something; less than block_begin if there is none.
+  template <bool kSpecial>
+  __device__ __forceinline__ int BlockBefore(int block) const {
+    --block;
+    if constexpr (kSpecial) {
+      while (visible && block >= block_begin) {
+        const uint32_t word = visible[block / 32] << (31 - block % 32);
+        if (word != 0) return block - __clz(static_cast<int>(word));
+        block = block / 32 * 32 - 1;
+      }
+    }
+    return block;
   }
-  __device__ __forceinline__ static int VisibleBegin(const PrefillParams& p, int end) { return p.window > 0 ? max(end - p.window, 0) : 0; }
 
   /// False where there is nothing to do.
   __device__ __forceinline__ bool Find(const PrefillParams& p) {
@@ -44,14 +53,15 @@ struct PrefillWork {
     const int share = item / p.num_kv_heads % splits, number = item / p.num_kv_heads / splits;
     if (number >= count) return false;
     const PrefillTile tile = p.tiles->tile[count - 1 - number];  // the last ones see most
+    visible = p.visible ? p.visible + static_cast<int64_t>(count - 1 - number) * p.visible_words : nullptr;
     sequence = p.sequences[tile.sequence];
     first_row = tile.index * kPrefillRows;
     num_rows = sequence.new_len * p.gqa_ratio;
     const int last_row = min(first_row + kPrefillRows, num_rows) - 1;
-    const int first_end = VisibleEnd(p, sequence, first_row / p.gqa_ratio), last_end = VisibleEnd(p, sequence, last_row / p.gqa_ratio);
-    block_begin = VisibleBegin(p, first_end) / kPrefillBlock;
+    const int first_end = PrefillVisibleEnd(p, sequence, first_row / p.gqa_ratio), last_end = PrefillVisibleEnd(p, sequence, last_row / p.gqa_ratio);
+    block_begin = PrefillVisibleBegin(p, first_end) / kPrefillBlock;
     block_end = max(block_begin, (last_end + kPrefillBlock - 1) / kPrefillBlock);
-    plain_begin = (VisibleBegin(p, last_end) + kPrefillBlock - 1) / kPrefillBlock;
+    plain_begin = (PrefillVisibleBegin(p, last_end) + kPrefillBlock - 1) / kPrefillBlock;
     plain_end = max(first_end, 0) / kPrefillBlock;
     const int64_t count_blocks = block_end - block_begin;
     block_end = block_begin + static_cast<int>(count_blocks * (share + 1) / splits);
@@ -105,18 +115,19 @@ struct PrefillAttend {
   }
 
   __device__ __forceinline__ static void Produce(const PrefillParams& p, const Shared& sm, const PrefillWork& work) {
-    const int count = work.block_end - work.block_begin;
-    for (int n = 0; n <= count; ++n) {  // keys run one block ahead of values
-      if (n < count) {
-        const Slot slot(static_cast<unsigned>(n));
-        BarrierWait(sm.k_empty + 8 * slot.stage, slot.parity ^ 1);
-        CopyTile(work, &p.k_map, sm.k + slot.stage * kTileBytes, sm.k_full + 8 * slot.stage, work.block_end - 1 - n);
-      }
-      if (n > 0) {
-        const Slot slot(static_cast<unsigned>(n - 1));
-        BarrierWait(sm.v_empty + 8 * slot.stage, slot.parity ^ 1);
-        CopyTile(work, &p.v_map, sm.v + slot.stage * kTileBytes, sm.v_full + 8 * slot.stage, work.block_end - n);
-      }
+    int block = work.BlockBefore<kSpecial>(work.block_end);
+    if (block < work.block_begin) return;
+    const auto copy = [&](unsigned n, int at, const CUtensorMap* map, uint32_t ring, uint32_t full, uint32_t empty) {
+      const Slot slot(n);
+      BarrierWait(empty + 8 * slot.stage, slot.parity ^ 1);
+      CopyTile(work, map, ring + slot.stage * kTileBytes, full + 8 * slot.stage, at);
+    };
+    copy(0, block, &p.k_map, sm.k, sm.k_full, sm.k_empty);
+    for (unsigned n = 0; block >= work.block_begin; ++n) {  // keys run one block ahead of values
+      const int next = work.BlockBefore<kSpecial>(block);
+      if (next >= work.block_begin) copy(n + 1, next, &p.k_map, sm.k, sm.k_full, sm.k_empty);
+      copy(n, block, &p.v_map, sm.v, sm.v_full, sm.v_empty);
+      block = next;
     }
   }
 
@@ -145,8 +156,8 @@ struct PrefillAttend {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const int token = min(Row(r), work.num_rows - 1) / p.gqa_ratio;
-        visible_end[r] = PrefillWork::VisibleEnd(p, work.sequence, token);
-        visible_begin[r] = PrefillWork::VisibleBegin(p, visible_end[r]);
+        visible_end[r] = PrefillVisibleEnd(p, work.sequence, token);
+        visible_begin[r] = PrefillVisibleBegin(p, visible_end[r]);
         if constexpr (kSpecial) mask_row[r] = p.mask + (work.sequence.new_begin + token) * p.mask_stride;
         top[r] = kHidden;
         sum[r] = 0;
@@ -268,8 +279,8 @@ struct PrefillAttend {
 
     /// Block number `n` (0: the last of the tile): its logits and weights, and the values of the block before it.
     template <bool kFinish>
-    __device__ __forceinline__ void Step(int n, int block) {
-      const Slot now(static_cast<unsigned>(n)), last(static_cast<unsigned>(n - 1));
+    __device__ __forceinline__ void Step(unsigned n, int block) {
+      const Slot now(n), last(n - 1);
       BarrierWait(sm.k_full + 8 * now.stage, now.parity);
       NamedSync(kTurnBarrier + group, kPrefillConsumers * kWarpgroup);
       WarpgroupFence();
@@ -296,8 +307,8 @@ struct PrefillAttend {
     }
 
     __device__ __forceinline__ void Run() {
-      const int count = work.block_end - work.block_begin;
-      if (count == 0) return;
+      int block = work.BlockBefore<kSpecial>(work.block_end);
+      if (block < work.block_begin) return;
       if (group == 1) NamedArrive(kTurnBarrier, kPrefillConsumers * kWarpgroup);
       LoadQueries();
       BarrierWait(sm.k_full, 0);
@@ -306,20 +317,20 @@ struct PrefillAttend {
       WarpgroupWait<0>();
       HoldRegisters(s);
       Release(sm.k_empty);
-      int block = work.block_end - 1;
       Finish(block);
       float factor[2];
       Weigh(factor);
       PackWeights();
-      for (int n = 1; n < count; ++n) {
-        --block;
-        if (kSpecial || block >= work.plain_end || block < work.plain_begin) {
-          Step<true>(n, block);
+      unsigned n = 0;
+      for (int next; (next = work.BlockBefore<kSpecial>(block)) >= work.block_begin; block = next) {
+        ++n;
+        if (kSpecial || next >= work.plain_end || next < work.plain_begin) {
+          Step<true>(n, next);
         } else {
-          Step<false>(n, block);
+          Step<false>(n, next);
         }
       }
-      const Slot last(static_cast<unsigned>(count - 1));
+      const Slot last(n);
       BarrierWait(sm.v_full + 8 * last.stage, last.parity);
       WarpgroupFence();
       StartValues(last.stage);
@@ -416,30 +427,35 @@ struct PrefillAttend {
     }
   }
 
-  /// A warp a row: the parts of its splits, in their order.
+  /// Joins the shares of each row in their order, a warp a row.
   __device__ __forceinline__ static void Merge(const PrefillParams& p) {
-    constexpr int kPerLane = kDim / 32;
-    const int splits = p.tiles->splits, count = p.tiles->count;
+    const int splits = p.tiles->splits;
     if (splits == 1) return;
-    const int head = static_cast<int>(blockIdx.x) % p.num_kv_heads, number = static_cast<int>(blockIdx.x) / p.num_kv_heads;
-    if (number >= count) return;
-    const PrefillTile tile = p.tiles->tile[count - 1 - number];
+    const int64_t rows = int64_t{p.tiles->count} * p.num_kv_heads * kPrefillRows;
+    const int warps = static_cast<int>(gridDim.x * blockDim.x / 32);
+    for (int64_t i = static_cast<int64_t>(blockIdx.x * blockDim.x + threadIdx.x) / 32; i < rows; i += warps) {
+      const int head = static_cast<int>(i / kPrefillRows % p.num_kv_heads), number = static_cast<int>(i / kPrefillRows / p.num_kv_heads);
+      MergeRow(p, splits, number, head, static_cast<int>(i % kPrefillRows));
+    }
+  }
+  __device__ __forceinline__ static void MergeRow(const PrefillParams& p, int splits, int number, int head, int in_tile) {
+    constexpr int kPerLane = kDim / 32;
+    const PrefillTile tile = p.tiles->tile[p.tiles->count - 1 - number];
     PrefillWork work;
     work.sequence = p.sequences[tile.sequence];
     work.head = head;
-    const int in_tile = static_cast<int>(blockIdx.y * (blockDim.x / 32) + threadIdx.x / 32), row = tile.index * kPrefillRows + in_tile;
+    const int row = tile.index * kPrefillRows + in_tile, lane = static_cast<int>(threadIdx.x % 32);
     if (row >= work.sequence.new_len * p.gqa_ratio) return;
-    const int lane = static_cast<int>(threadIdx.x % 32);
-    const auto part = [&](int split) { return (static_cast<int64_t>(number * splits + split) * p.num_kv_heads + head) * kPrefillRows + in_tile; };
     float top = kHidden, sum = 0, out[kPerLane] = {};
     for (int i = 0; i < splits; ++i) {
-      const float2 state = *reinterpret_cast<const float2*>(p.partial_lse + 2 * part(i));
+      const int64_t part = (static_cast<int64_t>(number * splits + i) * p.num_kv_heads + head) * kPrefillRows + in_tile;
+      const float2 state = *reinterpret_cast<const float2*>(p.partial_lse + 2 * part);
       if (state.y == 0) continue;
       const float most = fmaxf(top, state.x), old = Exp2(top - most), fresh = Exp2(state.x - most);
       sum = fmaf(sum, old, state.y * fresh);
       top = most;
 #pragma unroll
-      for (int j = 0; j < kPerLane; ++j) out[j] = fmaf(out[j], old, fresh * p.partial_out[part(i) * kDim + kPerLane * lane + j]);
+      for (int j = 0; j < kPerLane; ++j) out[j] = fmaf(out[j], old, fresh * p.partial_out[part * kDim + kPerLane * lane + j]);
     }
     const RowResult result(p, work, row, top, sum);
     if (lane == 0) result.StoreLse(p);

@@ -59,8 +59,10 @@ struct PrefillParams {
   PrefillPage* pages;          // [workspace_pages]
   PrefillSequence* sequences;  // [batch_size]
   PrefillTiles* tiles;
-  float* partial_out;                                    // [partial items][kPrefillRows][D]
-  float* partial_lse;                                    // [partial items][kPrefillRows][2: maximum (log2), sum]
+  uint32_t*
+      visible;  // [max_tiles][visible_words] a bit a block: some row of the tile sees some of it; or nullptr: not masked
+  float* partial_out;                                    // [max_partials][kPrefillRows][D]
+  float* partial_lse;                                    // [max_partials][kPrefillRows][2: maximum (log2), sum]
   int64_t q_stride, kv_stride, out_stride, mask_stride;  // values
   int32_t batch_size;
   int32_t num_kv_heads;
@@ -69,17 +71,29 @@ struct PrefillParams {
   int32_t max_new_tokens;
   int32_t max_tiles;
   int32_t workspace_pages;
+  int32_t visible_words;
   int32_t sink_tokens;
   int32_t window;  // tokens that a query sees, its own among them; 0: all
   int32_t causal;
   int32_t bf16;
-  int32_t split_ctas;  // multiprocessors that a run with few tiles is cut for; room for so many partial items
-  float scale_log2;    // softmax_scale * log2(e)
-  float softcap_log2;  // softcap * log2(e); 0: none
+  int32_t num_sms;
+  int32_t max_partials;  // items that there is room for where tiles are shared
+  float scale_log2;      // softmax_scale * log2(e)
+  float softcap_log2;    // softcap * log2(e); 0: none
 };
+
+/// Tokens [begin, end) of a sequence that its new token i sees, the mask aside.
+__host__ __device__ inline int PrefillVisibleEnd(const PrefillParams& p, const PrefillSequence& s, int i) {
+  return p.causal ? s.total - (s.new_len - 1 - i) : s.total;
+}
+__host__ __device__ inline int PrefillVisibleBegin(const PrefillParams& p, int end) {
+  return p.window > 0 && end > p.window ? end - p.window : 0;
+}
 
 // Launches. Each throws nothing and returns what the runtime said.
 cudaError_t LaunchPrefillSchedule(const PrefillParams& params, cudaStream_t stream);
+/// With a mask: which blocks a tile of query rows sees anything of.
+cudaError_t LaunchPrefillVisible(const PrefillParams& params, cudaStream_t stream);
 cudaError_t LaunchPrefillRows(const PrefillParams& params, int head_dim, cudaStream_t stream);
 cudaError_t InitPrefillAttend();
 cudaError_t LaunchPrefillAttend(const PrefillParams& params, int head_dim, bool special, cudaStream_t stream);

@@ -14,8 +14,25 @@ namespace kvrazor::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kRowCtas = 64;          // a head and side
-constexpr int kLeastBlocksASplit = 4;  // of tokens
+constexpr int kRowCtas = 64;  // a head and side
+constexpr int kMaskCtas = 256;  // a tile, at most
+constexpr uint32_t kMinusInfinity = 0xfc00;  // f16
+
+/// How many shares a tile's blocks are cut into: what makes the grid end first, if starting a CTA costs as much as two blocks, and a share
+/// that is stored and merged as much as a 32nd of one on all multiprocessors together.
+__device__ int ChooseSplits(const PrefillParams& p, int items, int blocks) {
+  if (items == 0) return 1;
+  int best = 1;
+  int64_t least = INT64_MAX;
+  for (int splits = 1; splits == 1 || (splits <= blocks && int64_t{items} * splits <= p.max_partials); ++splits) {
+    const int64_t waves = (int64_t{items} * splits + p.num_sms - 1) / p.num_sms;
+    const int64_t cost = 32 * waves * ((blocks + splits - 1) / splits + 2) + (splits > 1 ? int64_t{items} * splits : 0);
+    if (cost >= least) continue;
+    least = cost;
+    best = splits;
+  }
+  return best;
+}
 
 struct Lengths {
   PrefillSequence sequence;
@@ -85,8 +102,38 @@ __global__ void __launch_bounds__(kThreads) PrefillScheduleKernel(const __grid_c
   if (b == 0 && tid == 0) {
     const int count = min(tiles_all, p.max_tiles);
     p.tiles->count = count;
-    const int share = count > 0 ? p.split_ctas / (count * p.num_kv_heads) : 1;
-    p.tiles->splits = max(1, min(share, most_pages * (kTokens / kPrefillBlock) / kLeastBlocksASplit));
+    p.tiles->splits = ChooseSplits(p, count * p.num_kv_heads, most_pages * (kTokens / kPrefillBlock));
+  }
+}
+
+/// A CTA takes a tile and 32 blocks of tokens, a warp each.
+__global__ void __launch_bounds__(32 * 32) PrefillVisibleKernel(const __grid_constant__ PrefillParams p) {
+  __shared__ uint32_t bits;
+  const int number = static_cast<int>(blockIdx.x);
+  if (number >= p.tiles->count) return;
+  const PrefillTile tile = p.tiles->tile[number];
+  const PrefillSequence s = p.sequences[tile.sequence];
+  const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
+  const int first_row = tile.index * kPrefillRows, last_row = min(first_row + kPrefillRows, s.new_len * p.gqa_ratio) - 1;
+  for (int word = static_cast<int>(blockIdx.y); word * 32 * kPrefillBlock < s.total; word += static_cast<int>(gridDim.y)) {
+    if (threadIdx.x == 0) bits = 0;
+    __syncthreads();
+    const int from = (word * 32 + warp) * kPrefillBlock + 4 * lane;  // this lane's four tokens
+    bool any = false;
+    for (int i = first_row / p.gqa_ratio; i <= last_row / p.gqa_ratio && !any; ++i) {
+      const int end = PrefillVisibleEnd(p, s, i), begin = PrefillVisibleBegin(p, end);
+      bool seen = false;
+      if (from < end && from + 4 > begin) {
+        const uint2 four = __ldg(reinterpret_cast<const uint2*>(p.mask + (s.new_begin + i) * p.mask_stride + from));
+        const uint32_t value[4] = {four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16};
+#pragma unroll
+        for (int t = 0; t < 4; ++t) seen |= from + t >= begin && from + t < end && value[t] != kMinusInfinity;
+      }
+      any = __any_sync(~0u, seen);
+    }
+    if (any && lane == 0) atomicOr(&bits, 1u << warp);
+    __syncthreads();
+    if (threadIdx.x == 0) p.visible[int64_t{number} * p.visible_words + word] = bits;
   }
 }
 
@@ -140,6 +187,12 @@ __global__ void __launch_bounds__(kThreads) PrefillRowsKernel(const __grid_const
 
 cudaError_t LaunchPrefillSchedule(const PrefillParams& p, cudaStream_t stream) {
   PrefillScheduleKernel<<<static_cast<unsigned>(p.batch_size), kThreads, 0, stream>>>(p);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchPrefillVisible(const PrefillParams& p, cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.max_tiles), static_cast<unsigned>(std::min(p.visible_words, kMaskCtas)));
+  PrefillVisibleKernel<<<grid, 32 * 32, 0, stream>>>(p);
   return cudaGetLastError();
 }
 

@@ -85,12 +85,17 @@ void PrefillCase::MakeMask() {
   mask_.assign(static_cast<size_t>(num_new() * mask_stride_), kNaN);  // behind the end: never read
   for (int b = 0; b < batch_size(); ++b) {
     std::vector<bool> hidden_page(static_cast<size_t>(Pages(Total(b))));
-    for (size_t p = 0; p < hidden_page.size(); ++p) hidden_page[p] = uniform(random_) < 0.4f;
     for (int i = new_begin_[b]; i < new_begin_[b + 1]; ++i) {
+      if ((i - new_begin_[b]) % 40 ==
+          0) {  // other pages now and then: tiles of query rows differ in what they may skip
+        for (size_t p = 0; p < hidden_page.size(); ++p) hidden_page[p] = uniform(random_) < 0.4f;
+      }
+      const bool sees_nothing = uniform(random_) < 0.03f;
       f16_bits* row = &mask_[static_cast<size_t>(i * mask_stride_)];
       for (int t = 0; t < Total(b); ++t) {
         const float u = uniform(random_);
-        row[t] = hidden_page[t / kPageTokens] || u < 0.3f ? kMinusInfinity : F16FromF32(u < 0.6f ? 0.f : 4 * u - 3);
+        const bool hidden = sees_nothing || hidden_page[t / kPageTokens] || u < 0.3f;
+        row[t] = hidden ? kMinusInfinity : F16FromF32(u < 0.6f ? 0.f : 4 * u - 3);
       }
     }
   }

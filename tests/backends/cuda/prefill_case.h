@@ -29,7 +29,7 @@ struct PrefillShape {
   bool causal = true;
   int sliding_window = 0;
   float softcap = 0;
-  bool masked = false;  ///< random mask: some values, some tokens and some whole pages hidden
+  bool masked = false;  ///< random mask: some values, tokens, whole pages and whole rows hidden
   bool learned_sinks = false;
   bool bf16 = false;
   int padding = 0;  ///< values between the rows of q, k, v and out; a multiple of 8
