@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "src/backends/cuda/prefill_attend.cuh"
+#include "src/backends/cuda/prefill_launch.h"
 
 namespace kvrazor::cuda {
 namespace {
@@ -18,6 +19,7 @@ __global__ void __launch_bounds__(kPrefillThreads, 1) PrefillAttendKernel(const 
 template <int kDim>
 __global__ void __launch_bounds__(kMergeThreads) PrefillMergeKernel(const __grid_constant__ PrefillParams p) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  WaitForLastKernel();
   PrefillAttend<kDim, false>::Merge(p);
 #endif
 }
@@ -31,13 +33,11 @@ cudaError_t Init() {
 template <int kDim>
 cudaError_t Launch(const PrefillParams& p, bool special, cudaStream_t stream) {
   const auto grid = static_cast<unsigned>(std::max(p.max_tiles * p.num_kv_heads, p.max_partials));
-  if (special) {
-    PrefillAttendKernel<kDim, true><<<grid, kPrefillThreads, PrefillAttend<kDim, true>::kSharedBytes, stream>>>(p);
-  } else {
-    PrefillAttendKernel<kDim, false><<<grid, kPrefillThreads, PrefillAttend<kDim, false>::kSharedBytes, stream>>>(p);
-  }
-  PrefillMergeKernel<kDim><<<static_cast<unsigned>(kMergeCtasPerSm * p.num_sms), kMergeThreads, 0, stream>>>(p);
-  return cudaGetLastError();
+  const cudaError_t error =
+      special ? LaunchBehind(PrefillAttendKernel<kDim, true>, grid, kPrefillThreads, PrefillAttend<kDim, true>::kSharedBytes, p, stream)
+              : LaunchBehind(PrefillAttendKernel<kDim, false>, grid, kPrefillThreads, PrefillAttend<kDim, false>::kSharedBytes, p, stream);
+  if (error != cudaSuccess) return error;
+  return LaunchBehind(PrefillMergeKernel<kDim>, static_cast<unsigned>(kMergeCtasPerSm * p.num_sms), kMergeThreads, 0, p, stream);
 }
 
 }  // namespace

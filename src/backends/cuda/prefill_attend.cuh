@@ -399,8 +399,6 @@ struct PrefillAttend {
 
   __device__ __forceinline__ static void Run(const PrefillParams& p) {
     extern __shared__ uint8_t memory[];
-    PrefillWork work;
-    if (!work.Find(p)) return;
     const Shared sm(SharedAddress(memory));
     const int group = static_cast<int>(threadIdx.x) / kWarpgroup;
     if (threadIdx.x == 0) {
@@ -415,6 +413,10 @@ struct PrefillAttend {
       }
       FenceAsyncProxy();
     }
+    WaitForLastKernel();
+    LetNextKernelStart();
+    PrefillWork work;
+    if (!work.Find(p)) return;
     __syncthreads();
     if (group == 0) {
       GiveRegisters<24>();

@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/prefill_launch.h"
 #include "src/backends/cuda/prefill_params.h"
 #include "src/backends/cuda/ptx.cuh"
 
@@ -19,15 +20,23 @@ constexpr int kMaskCtas = 256;  // a tile, at most
 constexpr uint32_t kMinusInfinity = 0xfc00;  // f16
 
 /// How many shares a tile's blocks are cut into: what makes the grid end first, if starting a CTA costs as much as two blocks, and a share
-/// that is stored and merged as much as a 32nd of one on all multiprocessors together.
+/// that is stored and merged as much as a 32nd of one on all multiprocessors together. By one warp.
 __device__ int ChooseSplits(const PrefillParams& p, int items, int blocks) {
-  if (items == 0) return 1;
   int best = 1;
-  int64_t least = INT64_MAX;
-  for (int splits = 1; splits == 1 || (splits <= blocks && int64_t{items} * splits <= p.max_partials); ++splits) {
-    const int64_t waves = (int64_t{items} * splits + p.num_sms - 1) / p.num_sms;
-    const int64_t cost = 32 * waves * ((blocks + splits - 1) / splits + 2) + (splits > 1 ? int64_t{items} * splits : 0);
+  float least = __int_as_float(0x7f800000);
+  const int most = min(blocks, p.max_partials / max(items, 1));
+  for (int splits = 1 + static_cast<int>(threadIdx.x % 32); splits == 1 || splits <= most; splits += 32) {
+    const int waves = (items * splits + p.num_sms - 1) / p.num_sms;
+    const float cost = static_cast<float>(waves) * static_cast<float>((blocks + splits - 1) / splits + 2) +
+                       (splits > 1 ? static_cast<float>(items * splits) / 32 : 0);
     if (cost >= least) continue;
+    least = cost;
+    best = splits;
+  }
+  for (int lanes = 16; lanes > 0; lanes /= 2) {
+    const float cost = __shfl_xor_sync(~0u, least, lanes);
+    const int splits = __shfl_xor_sync(~0u, best, lanes);
+    if (cost > least || (cost == least && splits >= best)) continue;
     least = cost;
     best = splits;
   }
@@ -99,16 +108,19 @@ __global__ void __launch_bounds__(kThreads) PrefillScheduleKernel(const __grid_c
     p.pages[slot] = {-1, 0};
   }
   for (int j = tid; j < own.tiles && tiles_before + j < p.max_tiles; j += kThreads) p.tiles->tile[tiles_before + j] = {b, j};
-  if (b == 0 && tid == 0) {
+  if (b == 0 && tid < 32) {
     const int count = min(tiles_all, p.max_tiles);
-    p.tiles->count = count;
-    p.tiles->splits = ChooseSplits(p, count * p.num_kv_heads, most_pages * (kTokens / kPrefillBlock));
+    const int splits = ChooseSplits(p, count * p.num_kv_heads, most_pages * (kTokens / kPrefillBlock));
+    if (tid == 0) p.tiles->count = count;
+    if (tid == 0) p.tiles->splits = splits;
   }
 }
 
 /// A CTA takes a tile and 32 blocks of tokens, a warp each.
 __global__ void __launch_bounds__(32 * 32) PrefillVisibleKernel(const __grid_constant__ PrefillParams p) {
   __shared__ uint32_t bits;
+  WaitForLastKernel();
+  LetNextKernelStart();
   const int number = static_cast<int>(blockIdx.x);
   if (number >= p.tiles->count) return;
   const PrefillTile tile = p.tiles->tile[number];
@@ -156,6 +168,8 @@ __device__ uint32_t SaturatedPair(uint32_t bf16_pair) {
 template <int kDim>
 __global__ void __launch_bounds__(kThreads) PrefillRowsKernel(const __grid_constant__ PrefillParams p) {
   constexpr int kChunks = kDim / 8;
+  WaitForLastKernel();
+  LetNextKernelStart();
   const int head = static_cast<int>(blockIdx.y), side = static_cast<int>(blockIdx.z);
   const int step = static_cast<int>(gridDim.x);
   const int64_t head_rows = int64_t{p.workspace_pages} * kTokens;
@@ -192,18 +206,12 @@ cudaError_t LaunchPrefillSchedule(const PrefillParams& p, cudaStream_t stream) {
 
 cudaError_t LaunchPrefillVisible(const PrefillParams& p, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(p.max_tiles), static_cast<unsigned>(std::min(p.visible_words, kMaskCtas)));
-  PrefillVisibleKernel<<<grid, 32 * 32, 0, stream>>>(p);
-  return cudaGetLastError();
+  return LaunchBehind(PrefillVisibleKernel, grid, 32 * 32, 0, p, stream);
 }
 
 cudaError_t LaunchPrefillRows(const PrefillParams& p, int head_dim, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(std::min(p.workspace_pages, kRowCtas)), static_cast<unsigned>(p.num_kv_heads), 2);
-  if (head_dim == 64) {
-    PrefillRowsKernel<64><<<grid, kThreads, 0, stream>>>(p);
-  } else {
-    PrefillRowsKernel<128><<<grid, kThreads, 0, stream>>>(p);
-  }
-  return cudaGetLastError();
+  return LaunchBehind(head_dim == 64 ? PrefillRowsKernel<64> : PrefillRowsKernel<128>, grid, kThreads, 0, p, stream);
 }
 
 }  // namespace kvrazor::cuda

@@ -153,8 +153,9 @@ TEST_P(PrefillTest, SharpAndFlatSoftmax) {
 
 TEST_P(PrefillTest, SlidingWindow) {
   KVRAZOR_SKIP_WITHOUT_DEVICE();
-  for (const int window : {1, 5, 100, 128, 129, 300, 512, 5000}) {
+  for (const int window : {1, 100, 128, 129, 512, 5000}) {
     for (const bool causal : {true, false}) {
+      if (!causal && window != 129) continue;
       SCOPED_TRACE(testing::Message() << "window " << window << (causal ? "" : ", not causal"));
       PrefillShape s = Shape({{0, 1}, {4, 200}, {127, 130}, {257, 64}, {640, 7}, {1500, 300}, {1500, 0}});
       s.sliding_window = window;
