@@ -41,7 +41,6 @@ for test in cuda_page_convert_test cuda_attend_test cuda_prefill_test cuda_store
 done
 
 readonly attend_cases='*LengthsAroundEveryEdge*2_128:*LengthsAroundEveryEdge*oscar_128'
-readonly prefill_cases='*LengthsAroundEveryEdge*razor_2_128:*LengthsAroundEveryEdge*sinks_16_64'
 readonly store_cases='*ReferencesUpToTies/razor_2_1x128:*ReferencesUpToTies/oscar_3x64:*ReferencesUpToTies/kivi_2x128:*StoresRows*razor_2_2x64:*Moment*1x128*:*Factor*1x128*:*RowsAre*razor_2_1x128:*RowsAre*oscar_3x64'
 sanitize() {  # tool, program, cases
   local log
@@ -54,11 +53,12 @@ sanitize() {  # tool, program, cases
     grep -E '^=========.*(Error|SUMMARY)' "$log" | sort | uniq -c | sort -rn | head -8 | tee -a "$out/summary.txt"
   fi
 }
+readonly prefill_cases='*LengthsAroundEveryEdge*razor_2_128:*LengthsAroundEveryEdge*sinks_16_64'
 if [[ ${KVRAZOR_GPU_SANITIZE:-0} == 1 ]]; then
   sanitize memcheck "$bin/cuda_attend_test" "$attend_cases"
-  sanitize memcheck "$bin/cuda_prefill_test" "$prefill_cases"
   sanitize memcheck "$bin/cuda_store_test" "$store_cases"
   sanitize racecheck "$bin/cuda_store_test" "$store_cases"
+  sanitize memcheck "$bin/cuda_prefill_test" "$prefill_cases"
 fi
 if [[ -n ${KVRAZOR_GPU_RACECHECK:-} ]]; then sanitize racecheck "$KVRAZOR_GPU_RACECHECK/cuda_attend_test" "$attend_cases"; fi
 
