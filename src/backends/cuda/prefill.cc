@@ -37,9 +37,10 @@ const PrefillSpec& Checked(const PrefillSpec& s, const Device& device) {
     Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
            ".x); this build has 9.0. Dequantize the pages and use another attention, or choose the cpu backend.");
   }
-  if (f.head_dim != 64 && f.head_dim != 128) {
-    Refuse("head_dim=" + Text(f.head_dim) +
-           "; possible are 64 and 128. Dequantize the pages and use another attention, or choose the cpu backend.");
+  if (f.head_dim != 64 && f.head_dim != 128 && f.head_dim != 256) {
+    Refuse(
+        "head_dim=" + Text(f.head_dim) +
+        "; possible are 64, 128 and 256. Dequantize the pages and use another attention, or choose the cpu backend.");
   }
   if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
     Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) +
@@ -90,7 +91,7 @@ CUtensorMap MapRows(const void* rows, int head_dim, int64_t tokens, int heads) {
                              static_cast<cuuint64_t>(heads)};
   const cuuint64_t row_bytes = size[0] * sizeof(f16_bits);
   const cuuint64_t stride_bytes[] = {row_bytes, row_bytes * size[1]};
-  const cuuint32_t box[] = {64, kPrefillBlock, 1}, steps[] = {1, 1, 1};
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(PrefillBlock(head_dim)), 1}, steps[] = {1, 1, 1};
   const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, const_cast<void*>(rows), size, stride_bytes,
                                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
@@ -129,7 +130,7 @@ int64_t PrefillPlan::max_tiles() const {
   return int64_t{spec_.max_new_tokens} * gqa_ratio_ / kPrefillRows + spec_.max_batch_size;
 }
 
-int64_t PrefillPlan::visible_words() const { return (workspace_pages() * kTokens / kPrefillBlock + 31) / 32; }
+int64_t PrefillPlan::visible_words() const { return (workspace_pages() + 31) / 32; }
 
 PrefillPlan::Parts PrefillPlan::MakeParts() const {
   const PackedFormat& f = spec_.format;
@@ -155,7 +156,7 @@ std::string PrefillPlan::Explain() const {
          "), room for " + Text(workspace_pages() * kTokens) + " tokens in " + Text(workspace_bytes()) +
          " bytes of workspace; then flash attention on f16 warpgroup products, head_dim " + Text(f.head_dim) +
          ", tiles of " + Text(kPrefillRows) + " rows (" + Text(gqa_ratio_) + " query heads a kv head) by " +
-         Text(kPrefillBlock) + " tokens, " + (spec_.causal ? "causal" : "not causal") +
+         Text(PrefillBlock(f.head_dim)) + " tokens, " + (spec_.causal ? "causal" : "not causal") +
          (spec_.sliding_window ? ", window " + Text(spec_.sliding_window) : "") +
          (spec_.softcap > 0 ? ", softcap" : "") + (spec_.masked ? ", masked" : "") +
          (spec_.learned_sinks ? ", learned sinks" : "") + (spec_.bf16 ? ", bf16 queries" : "") +

@@ -43,14 +43,15 @@ cudaError_t Launch(const PrefillParams& p, bool special, cudaStream_t stream) {
 }  // namespace
 
 cudaError_t InitPrefillAttend() {
-  for (const cudaError_t error : {Init<64, false>(), Init<64, true>(), Init<128, false>(), Init<128, true>()}) {
+  for (const cudaError_t error : {Init<64, false>(), Init<64, true>(), Init<128, false>(), Init<128, true>(), Init<256, false>(), Init<256, true>()}) {
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;
 }
 
 cudaError_t LaunchPrefillAttend(const PrefillParams& p, int head_dim, bool special, cudaStream_t stream) {
-  return head_dim == 64 ? Launch<64>(p, special, stream) : Launch<128>(p, special, stream);
+  if (head_dim == 64) return Launch<64>(p, special, stream);
+  return head_dim == 128 ? Launch<128>(p, special, stream) : Launch<256>(p, special, stream);
 }
 
 }  // namespace kvrazor::cuda

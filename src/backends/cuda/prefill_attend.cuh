@@ -1,13 +1,13 @@
 // Flash attention of a tile of query rows over the workspace's 16-bit rows. CTA = (128 rows of a sequence and kv head, share of its tokens).
 //
-//   producer     a warp: boxes of 64 channels x 128 tokens of K and V into the stages of a ring
+//   producer     a warp: boxes of 64 channels x a block of tokens of K and V into the stages of a ring
 //   consumers    two warpgroups of 64 query rows. While one multiplies, the other does its softmax (named barriers hand the tensor
 //                cores over), and within a warpgroup the logits of the next block are formed while this block's values are summed
 //
-// A query row is (new token, query head of the kv head), token by token: row r is new token r / gqa_ratio. Blocks of 128 tokens are pages of the
-// workspace, taken from the last to the first; the first ones and those at the window's edge look at every token's visibility.
+// A query row is (new token, query head of the kv head), token by token: row r is new token r / gqa_ratio. Blocks of tokens are
+// taken from the last to the first; the first ones and those at the window's edge look at every token's visibility.
 //
-// D = 128: 32 KB of queries and 2 x (32 + 32) KB of keys and values; a block is 4 x 128 x 128 x 128 operations for 64 KB.
+// D = 256: blocks of 64 tokens, else 128. D = 128: 32 KB of queries and 2 x (32 + 32) KB of keys and values; a block is 4 x 128 x 128 x 128 operations for 64 KB.
 #pragma once
 
 #include "src/backends/cuda/packed_page.h"
@@ -20,10 +20,12 @@ namespace kvrazor::cuda {
 inline constexpr int kPrefillConsumers = 2;  // warpgroups
 inline constexpr int kWarpgroup = 128;       // threads
 inline constexpr int kPrefillThreads = (1 + kPrefillConsumers) * kWarpgroup;
-static_assert(kPrefillRows == 64 * kPrefillConsumers && kPrefillBlock == kTokens);
+static_assert(kPrefillRows == 64 * kPrefillConsumers);
 
 /// What a CTA does: rows of a tile over blocks [block_begin, block_end), of which [plain_begin, plain_end) are seen whole by every row.
+template <int kBlock>
 struct PrefillWork {
+  static constexpr int kBlocksAPage = kTokens / kBlock;
   PrefillSequence sequence;
   int item, head, splits;
   int first_row, num_rows;  // of the sequence's rows; rows of the whole sequence
@@ -36,9 +38,11 @@ struct PrefillWork {
     --block;
     if constexpr (kSpecial) {
       while (visible && block >= block_begin) {
-        const uint32_t word = visible[block / 32] << (31 - block % 32);
-        if (word != 0) return block - __clz(static_cast<int>(word));
-        block = block / 32 * 32 - 1;
+        const int page = block / kBlocksAPage;
+        const uint32_t word = visible[page / 32] << (31 - page % 32);
+        const int hidden = __clz(static_cast<int>(word));  // pages
+        if (hidden == 0) return block;
+        block = (page / 32 * 32 + max(page % 32 - hidden, -1) + 1) * kBlocksAPage - 1;
       }
     }
     return block;
@@ -59,10 +63,10 @@ struct PrefillWork {
     num_rows = sequence.new_len * p.gqa_ratio;
     const int last_row = min(first_row + kPrefillRows, num_rows) - 1;
     const int first_end = PrefillVisibleEnd(p, sequence, first_row / p.gqa_ratio), last_end = PrefillVisibleEnd(p, sequence, last_row / p.gqa_ratio);
-    block_begin = PrefillVisibleBegin(p, first_end) / kPrefillBlock;
-    block_end = max(block_begin, (last_end + kPrefillBlock - 1) / kPrefillBlock);
-    plain_begin = (PrefillVisibleBegin(p, last_end) + kPrefillBlock - 1) / kPrefillBlock;
-    plain_end = max(first_end, 0) / kPrefillBlock;
+    block_begin = PrefillVisibleBegin(p, first_end) / kBlock;
+    block_end = max(block_begin, (last_end + kBlock - 1) / kBlock);
+    plain_begin = (PrefillVisibleBegin(p, last_end) + kBlock - 1) / kBlock;
+    plain_end = max(first_end, 0) / kBlock;
     const int64_t count_blocks = block_end - block_begin;
     block_end = block_begin + static_cast<int>(count_blocks * (share + 1) / splits);
     block_begin += static_cast<int>(count_blocks * share / splits);
@@ -73,14 +77,16 @@ struct PrefillWork {
 
 template <int kDim, bool kSpecial>
 struct PrefillAttend {
-  static constexpr int kHalves = kDim / 64;  // of 64 channels, 128 bytes a row
+  static constexpr int kBlock = PrefillBlock(kDim);
+  using Work = PrefillWork<kBlock>;
+  static constexpr int kParts = kDim / 64;  // of 64 channels, 128 bytes a row
   static constexpr int kStages = kDim == 64 ? 4 : 2;
   static constexpr int kQueryBytes = kPrefillRows * kDim * 2;
-  static constexpr int kTileBytes = kPrefillBlock * kDim * 2;
+  static constexpr int kTileBytes = kBlock * kDim * 2;
   static constexpr int kAlignment = 1024;
   static constexpr int kBarriers = 4 * kStages;
   static constexpr int kSharedBytes = kAlignment + kQueryBytes + 2 * kStages * kTileBytes + 8 * kBarriers;
-  static constexpr int kHalfQuery = kQueryBytes / kHalves, kHalfTile = kTileBytes / kHalves;
+  static constexpr int kQueryPart = kQueryBytes / kParts, kTilePart = kTileBytes / kParts;
   static constexpr int kEightRows = 8 * 128;
   static constexpr float kHidden = -__builtin_huge_valf();
   static constexpr int kTurnBarrier = 1, kQueryBarrier = kTurnBarrier + kPrefillConsumers;  // named, one a warpgroup
@@ -107,15 +113,15 @@ struct PrefillAttend {
   __device__ __forceinline__ static void NamedSync(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
   __device__ __forceinline__ static void NamedArrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
-  __device__ __forceinline__ static void CopyTile(const PrefillWork& work, const CUtensorMap* map, uint32_t to, uint32_t barrier, int block) {
+  __device__ __forceinline__ static void CopyTile(const Work& work, const CUtensorMap* map, uint32_t to, uint32_t barrier, int block) {
     BarrierArriveExpect(barrier, kTileBytes);
 #pragma unroll
-    for (int h = 0; h < kHalves; ++h)
-      TensorCopy(to + h * kHalfTile, map, 64 * h, work.sequence.row_begin + block * kPrefillBlock, work.head, barrier);
+    for (int h = 0; h < kParts; ++h)
+      TensorCopy(to + h * kTilePart, map, 64 * h, work.sequence.row_begin + block * kBlock, work.head, barrier);
   }
 
-  __device__ __forceinline__ static void Produce(const PrefillParams& p, const Shared& sm, const PrefillWork& work) {
-    int block = work.BlockBefore<kSpecial>(work.block_end);
+  __device__ __forceinline__ static void Produce(const PrefillParams& p, const Shared& sm, const Work& work) {
+    int block = work.template BlockBefore<kSpecial>(work.block_end);
     if (block < work.block_begin) return;
     const auto copy = [&](unsigned n, int at, const CUtensorMap* map, uint32_t ring, uint32_t full, uint32_t empty) {
       const Slot slot(n);
@@ -124,7 +130,7 @@ struct PrefillAttend {
     };
     copy(0, block, &p.k_map, sm.k, sm.k_full, sm.k_empty);
     for (unsigned n = 0; block >= work.block_begin; ++n) {  // keys run one block ahead of values
-      const int next = work.BlockBefore<kSpecial>(block);
+      const int next = work.template BlockBefore<kSpecial>(block);
       if (next >= work.block_begin) copy(n + 1, next, &p.k_map, sm.k, sm.k_full, sm.k_empty);
       copy(n, block, &p.v_map, sm.v, sm.v_full, sm.v_empty);
       block = next;
@@ -135,12 +141,12 @@ struct PrefillAttend {
   struct Consumer {
     const PrefillParams& p;
     const Shared& sm;
-    const PrefillWork& work;
+    const Work& work;
     const int group;
     uint64_t q_matrix;
     float scale;  // of what stands in s, to log2
-    float s[kPrefillBlock / 2];
-    uint32_t weight[kPrefillBlock / 4];  // f16 pairs: operand A
+    float s[kBlock / 2];
+    uint32_t weight[kBlock / 4];  // f16 pairs: operand A
     float out[kDim / 2];
     float top[2], sum[2];
     int visible_begin[2], visible_end[2];
@@ -150,7 +156,7 @@ struct PrefillAttend {
       return work.first_row + 64 * group + static_cast<int>(threadIdx.x % kWarpgroup / 32) * 16 + static_cast<int>(threadIdx.x % 32 / 4) + 8 * r;
     }
 
-    __device__ __forceinline__ Consumer(const PrefillParams& p, const Shared& sm, const PrefillWork& work, int group) : p(p), sm(sm), work(work), group(group) {
+    __device__ __forceinline__ Consumer(const PrefillParams& p, const Shared& sm, const Work& work, int group) : p(p), sm(sm), work(work), group(group) {
       q_matrix = MatrixDescriptor(sm.q + group * 64 * 128, 0, kEightRows);
       scale = kSpecial ? 1.f : p.scale_log2;
 #pragma unroll
@@ -179,7 +185,7 @@ struct PrefillAttend {
           x = __ldg(reinterpret_cast<const uint4*>(p.q + (work.sequence.new_begin + token) * p.q_stride + head * kDim + 8 * chunk));
           if (p.bf16) x = make_uint4(F16OfBf16(x.x), F16OfBf16(x.y), F16OfBf16(x.z), F16OfBf16(x.w));
         }
-        const uint32_t to = sm.q + chunk / 8 * kHalfQuery + row * 128 + ((chunk % 8) ^ (row & 7)) * 16;
+        const uint32_t to = sm.q + chunk / 8 * kQueryPart + row * 128 + ((chunk % 8) ^ (row & 7)) * 16;
         asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
       }
       FenceAsyncProxy();
@@ -192,15 +198,15 @@ struct PrefillAttend {
       const uint64_t k_matrix = MatrixDescriptor(sm.k + stage * kTileBytes, 0, kEightRows);
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
-        const int q_at = i / 4 * kHalfQuery + i % 4 * 32, k_at = i / 4 * kHalfTile + i % 4 * 32;
+        const int q_at = i / 4 * kQueryPart + i % 4 * 32, k_at = i / 4 * kTilePart + i % 4 * 32;
         WarpgroupMma(s, q_matrix + (q_at >> 4), k_matrix + (k_at >> 4), i > 0);
       }
       WarpgroupCommit();
     }
     __device__ __forceinline__ void StartValues(int stage) {
-      const uint64_t v_matrix = MatrixDescriptor(sm.v + stage * kTileBytes, kHalfTile, kEightRows);
+      const uint64_t v_matrix = MatrixDescriptor(sm.v + stage * kTileBytes, kTilePart, kEightRows);
 #pragma unroll
-      for (int i = 0; i < kPrefillBlock / 16; ++i)
+      for (int i = 0; i < kBlock / 16; ++i)
         WarpgroupMma(out, weight[4 * i], weight[4 * i + 1], weight[4 * i + 2], weight[4 * i + 3], v_matrix + (i * 16 * 128 >> 4));
       WarpgroupCommit();
     }
@@ -208,22 +214,22 @@ struct PrefillAttend {
     // ---- softmax
     /// s becomes logits as the rows see them, -inf where they do not.
     __device__ __forceinline__ void Finish(int block) {
-      const int column = 2 * static_cast<int>(threadIdx.x % 4), base = block * kPrefillBlock + column;
+      const int column = 2 * static_cast<int>(threadIdx.x % 4), base = block * kBlock + column;
       if constexpr (kSpecial) {
         constexpr float kLog2E = 1.4426950408889634f;
 #pragma unroll
-        for (int i = 0; i < kPrefillBlock / 2; ++i) s[i] *= p.scale_log2;
+        for (int i = 0; i < kBlock / 2; ++i) s[i] *= p.scale_log2;
         if (p.softcap_log2 > 0) {  // cap tanh(x / cap) = cap - 2 cap / (e^(2 x / cap) + 1)
           const float factor = 2 * kLog2E / p.softcap_log2;
 #pragma unroll
-          for (int i = 0; i < kPrefillBlock / 2; ++i)
+          for (int i = 0; i < kBlock / 2; ++i)
             s[i] = p.softcap_log2 - __fdividef(2 * p.softcap_log2, fminf(Exp2(s[i] * factor), 1e30f) + 1);
         }
         if (p.mask) {
 #pragma unroll
           for (int r = 0; r < 2; ++r) {
 #pragma unroll
-            for (int j = 0; j < kPrefillBlock / 8; ++j) {
+            for (int j = 0; j < kBlock / 8; ++j) {
               const uint32_t* at = reinterpret_cast<const uint32_t*>(mask_row[r] + base + 8 * j);
               const uint32_t pair = base + 8 * j < visible_end[r] ? __ldg(at) : 0;
               s[4 * j + 2 * r] = fmaf(kLog2E, LowF16(pair), s[4 * j + 2 * r]);
@@ -236,7 +242,7 @@ struct PrefillAttend {
       for (int r = 0; r < 2; ++r) {
         const int begin = visible_begin[r] - base, end = visible_end[r] - base;
 #pragma unroll
-        for (int j = 0; j < kPrefillBlock / 8; ++j) {
+        for (int j = 0; j < kBlock / 8; ++j) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             if (8 * j + e < begin || 8 * j + e >= end) s[4 * j + 2 * r + e] = kHidden;
@@ -250,7 +256,7 @@ struct PrefillAttend {
       for (int r = 0; r < 2; ++r) {
         float most = top[r];
 #pragma unroll
-        for (int j = 0; j < kPrefillBlock / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
+        for (int j = 0; j < kBlock / 8; ++j) most = fmaxf(most, fmaxf(s[4 * j + 2 * r], s[4 * j + 2 * r + 1]));
         most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
         most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
         const float base = most == kHidden ? 0 : most * scale;
@@ -258,7 +264,7 @@ struct PrefillAttend {
         top[r] = most;
         float total = 0;
 #pragma unroll
-        for (int j = 0; j < kPrefillBlock / 8; ++j) {
+        for (int j = 0; j < kBlock / 8; ++j) {
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             float& x = s[4 * j + 2 * r + e];
@@ -271,7 +277,7 @@ struct PrefillAttend {
     }
     __device__ __forceinline__ void PackWeights() {
 #pragma unroll
-      for (int i = 0; i < kPrefillBlock / 4; ++i) weight[i] = PackF16(s[2 * i], s[2 * i + 1]);
+      for (int i = 0; i < kBlock / 4; ++i) weight[i] = PackF16(s[2 * i], s[2 * i + 1]);
     }
     __device__ __forceinline__ void Release(uint32_t barrier) const {
       if (threadIdx.x % 32 == 0) BarrierArrive(barrier);
@@ -307,7 +313,7 @@ struct PrefillAttend {
     }
 
     __device__ __forceinline__ void Run() {
-      int block = work.BlockBefore<kSpecial>(work.block_end);
+      int block = work.template BlockBefore<kSpecial>(work.block_end);
       if (block < work.block_begin) return;
       if (group == 1) NamedArrive(kTurnBarrier, kPrefillConsumers * kWarpgroup);
       LoadQueries();
@@ -322,7 +328,7 @@ struct PrefillAttend {
       Weigh(factor);
       PackWeights();
       unsigned n = 0;
-      for (int next; (next = work.BlockBefore<kSpecial>(block)) >= work.block_begin; block = next) {
+      for (int next; (next = work.template BlockBefore<kSpecial>(block)) >= work.block_begin; block = next) {
         ++n;
         if (kSpecial || next >= work.plain_end || next < work.plain_begin) {
           Step<true>(n, next);
@@ -375,7 +381,7 @@ struct PrefillAttend {
     int head;
     float factor, lse;
 
-    __device__ __forceinline__ RowResult(const PrefillParams& p, const PrefillWork& work, int row, float top_log2, float sum) {
+    __device__ __forceinline__ RowResult(const PrefillParams& p, const Work& work, int row, float top_log2, float sum) {
       constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
       token = work.sequence.new_begin + row / p.gqa_ratio;
       head = work.head * p.gqa_ratio + row % p.gqa_ratio;
@@ -415,7 +421,7 @@ struct PrefillAttend {
     }
     WaitForLastKernel();
     LetNextKernelStart();
-    PrefillWork work;
+    Work work;
     if (!work.Find(p)) return;
     __syncthreads();
     if (group == 0) {
@@ -443,7 +449,7 @@ struct PrefillAttend {
   __device__ __forceinline__ static void MergeRow(const PrefillParams& p, int splits, int number, int head, int in_tile) {
     constexpr int kPerLane = kDim / 32;
     const PrefillTile tile = p.tiles->tile[p.tiles->count - 1 - number];
-    PrefillWork work;
+    Work work;
     work.sequence = p.sequences[tile.sequence];
     work.head = head;
     const int row = tile.index * kPrefillRows + in_tile, lane = static_cast<int>(threadIdx.x % 32);

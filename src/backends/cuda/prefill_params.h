@@ -9,8 +9,9 @@
 
 namespace kvrazor::cuda {
 
-inline constexpr int kPrefillRows = 128;   // query rows (new token, query head of a kv head) of a tile
-inline constexpr int kPrefillBlock = 128;  // tokens of keys and values that a tile takes at once
+inline constexpr int kPrefillRows = 128;  // query rows (new token, query head of a kv head) of a tile
+/// Tokens of keys and values that a tile takes at once: a block.
+constexpr int PrefillBlock(int head_dim) { return head_dim == 256 ? 64 : 128; }
 
 /// A sequence of the run, worked out on the device. Workspace rows row_begin .. row_begin + total are its tokens in order.
 struct PrefillSequence {
@@ -60,7 +61,7 @@ struct PrefillParams {
   PrefillSequence* sequences;  // [batch_size]
   PrefillTiles* tiles;
   uint32_t*
-      visible;  // [max_tiles][visible_words] a bit a block: some row of the tile sees some of it; or nullptr: not masked
+      visible;  // [max_tiles][visible_words] a bit a page: some row of the tile sees some of it; or nullptr: not masked
   float* partial_out;                                    // [max_partials][kPrefillRows][D]
   float* partial_lse;                                    // [max_partials][kPrefillRows][2: maximum (log2), sum]
   int64_t q_stride, kv_stride, out_stride, mask_stride;  // values
@@ -92,7 +93,7 @@ __host__ __device__ inline int PrefillVisibleBegin(const PrefillParams& p, int e
 
 // Launches. Each throws nothing and returns what the runtime said.
 cudaError_t LaunchPrefillSchedule(const PrefillParams& params, cudaStream_t stream);
-/// With a mask: which blocks a tile of query rows sees anything of.
+/// With a mask: which pages a tile of query rows sees anything of.
 cudaError_t LaunchPrefillVisible(const PrefillParams& params, cudaStream_t stream);
 cudaError_t LaunchPrefillRows(const PrefillParams& params, int head_dim, cudaStream_t stream);
 cudaError_t InitPrefillAttend();

@@ -19,15 +19,15 @@ constexpr int kRowCtas = 64;  // a head and side
 constexpr int kMaskCtas = 256;  // a tile, at most
 constexpr uint32_t kMinusInfinity = 0xfc00;  // f16
 
-/// How many shares a tile's blocks are cut into: what makes the grid end first, if starting a CTA costs as much as two blocks, and a share
+/// How many shares a tile's tokens are cut into: what makes the grid end first, if starting a CTA costs as much as two pages, and a share
 /// that is stored and merged as much as a 32nd of one on all multiprocessors together. By one warp.
-__device__ int ChooseSplits(const PrefillParams& p, int items, int blocks) {
+__device__ int ChooseSplits(const PrefillParams& p, int items, int pages) {
   int best = 1;
   float least = __int_as_float(0x7f800000);
-  const int most = min(blocks, p.max_partials / max(items, 1));
+  const int most = min(pages, p.max_partials / max(items, 1));
   for (int splits = 1 + static_cast<int>(threadIdx.x % 32); splits == 1 || splits <= most; splits += 32) {
     const int waves = (items * splits + p.num_sms - 1) / p.num_sms;
-    const float cost = static_cast<float>(waves) * static_cast<float>((blocks + splits - 1) / splits + 2) +
+    const float cost = static_cast<float>(waves) * static_cast<float>((pages + splits - 1) / splits + 2) +
                        (splits > 1 ? static_cast<float>(items * splits) / 32 : 0);
     if (cost >= least) continue;
     least = cost;
@@ -110,13 +110,13 @@ __global__ void __launch_bounds__(kThreads) PrefillScheduleKernel(const __grid_c
   for (int j = tid; j < own.tiles && tiles_before + j < p.max_tiles; j += kThreads) p.tiles->tile[tiles_before + j] = {b, j};
   if (b == 0 && tid < 32) {
     const int count = min(tiles_all, p.max_tiles);
-    const int splits = ChooseSplits(p, count * p.num_kv_heads, most_pages * (kTokens / kPrefillBlock));
+    const int splits = ChooseSplits(p, count * p.num_kv_heads, most_pages);
     if (tid == 0) p.tiles->count = count;
     if (tid == 0) p.tiles->splits = splits;
   }
 }
 
-/// A CTA takes a tile and 32 blocks of tokens, a warp each.
+/// A CTA takes a tile and 32 pages of tokens, a warp each.
 __global__ void __launch_bounds__(32 * 32) PrefillVisibleKernel(const __grid_constant__ PrefillParams p) {
   __shared__ uint32_t bits;
   WaitForLastKernel();
@@ -127,10 +127,10 @@ __global__ void __launch_bounds__(32 * 32) PrefillVisibleKernel(const __grid_con
   const PrefillSequence s = p.sequences[tile.sequence];
   const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
   const int first_row = tile.index * kPrefillRows, last_row = min(first_row + kPrefillRows, s.new_len * p.gqa_ratio) - 1;
-  for (int word = static_cast<int>(blockIdx.y); word * 32 * kPrefillBlock < s.total; word += static_cast<int>(gridDim.y)) {
+  for (int word = static_cast<int>(blockIdx.y); word * 32 * kTokens < s.total; word += static_cast<int>(gridDim.y)) {
     if (threadIdx.x == 0) bits = 0;
     __syncthreads();
-    const int from = (word * 32 + warp) * kPrefillBlock + 4 * lane;  // this lane's four tokens
+    const int from = (word * 32 + warp) * kTokens + 4 * lane;  // this lane's four tokens
     bool any = false;
     for (int i = first_row / p.gqa_ratio; i <= last_row / p.gqa_ratio && !any; ++i) {
       const int end = PrefillVisibleEnd(p, s, i), begin = PrefillVisibleBegin(p, end);
@@ -211,7 +211,8 @@ cudaError_t LaunchPrefillVisible(const PrefillParams& p, cudaStream_t stream) {
 
 cudaError_t LaunchPrefillRows(const PrefillParams& p, int head_dim, cudaStream_t stream) {
   const dim3 grid(static_cast<unsigned>(std::min(p.workspace_pages, kRowCtas)), static_cast<unsigned>(p.num_kv_heads), 2);
-  return LaunchBehind(head_dim == 64 ? PrefillRowsKernel<64> : PrefillRowsKernel<128>, grid, kThreads, 0, p, stream);
+  const auto kernel = head_dim == 64 ? PrefillRowsKernel<64> : head_dim == 128 ? PrefillRowsKernel<128> : PrefillRowsKernel<256>;
+  return LaunchBehind(kernel, grid, kThreads, 0, p, stream);
 }
 
 }  // namespace kvrazor::cuda
