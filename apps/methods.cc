@@ -38,14 +38,23 @@ Json ToJson(const Method& method, bool shadow_only) {
           {"shadow_mode_only", shadow_only},
           {"stored_bits_per_value", StoredBits(method.recipe)},
           {"residual_tokens", method.recipe.residual_tokens},
-          {"sink_tokens", method.recipe.sink_tokens}};
+          {"sink_tokens", method.recipe.sink_tokens},
+          {"exact_tokens", method.recipe.exact_tokens},
+          {"exact_extra_tokens", method.recipe.exact_extra_tokens},
+          {"exact_first_layer", method.recipe.exact_first_layer}};
+}
+
+std::string OutlierTokens(const Recipe& recipe) {
+  if (recipe.exact_tokens == 0) return "";
+  return fmt::format("; up to {} outlier tokens in 16 bits from layer {} on",
+                     recipe.exact_tokens + recipe.exact_extra_tokens, recipe.exact_first_layer);
 }
 
 void Print(const Method& method, bool shadow_only) {
-  fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens{})\n{}{}{}\n", method.name,
+  fmt::print("{}  ({:.2f} stored bits per value with {} heads of {}; {} sink tokens{}{})\n{}{}{}\n", method.name,
              StoredBits(method.recipe), kTypicalShape.num_kv_heads, kTypicalShape.head_dim, method.recipe.sink_tokens,
-             shadow_only ? "; shadow mode only" : "", Wrapped(method.summary, 100, "    "),
-             Wrapped("Source: " + method.source, 100, "    "),
+             OutlierTokens(method.recipe), shadow_only ? "; shadow mode only" : "",
+             Wrapped(method.summary, 100, "    "), Wrapped("Source: " + method.source, 100, "    "),
              Wrapped("Known limits: " + method.known_limits, 100, "    "));
 }
 

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
-#include <nlohmann/json.hpp>
 
 #include "eval/gguf_header.h"
 #include "eval/kv_nodes.h"
@@ -14,11 +13,6 @@
 
 namespace kvrazor::eval {
 namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr char kFormat[] = "kvrazor-calibration";
-constexpr int kVersion = 1;
 
 /// FNV-1a.
 class Hash {
@@ -51,30 +45,6 @@ void AddFile(const std::string& path, Hash& hash) {
   add(bytes - kEnd, kEnd);
 }
 
-Calibration FromJson(const Json& json) {
-  Calibration c;
-  if (!json.is_object() || json.value("format", "") != kFormat)
-    throw Error("it is no calibration file (\"format\" is not \"" + std::string(kFormat) + "\").");
-  if (const int version = json.at("version"); version != kVersion)
-    throw Error(fmt::format("it is of version {}; this program reads version {}.", version, kVersion));
-  c.model = json.at("model");
-  c.fingerprint = json.at("fingerprint");
-  c.tokens = json.at("tokens");
-  for (const Json& entry : json.at("layers")) {
-    const int index = entry.at("layer");
-    Calibration::Layer layer{.shape = {entry.at("num_kv_heads"), entry.at("head_dim")}, .order = entry.at("order")};
-    std::vector<int32_t> sorted = layer.order;
-    std::sort(sorted.begin(), sorted.end());
-    bool is_order = std::ssize(sorted) == int64_t{layer.shape.num_kv_heads} * layer.shape.head_dim;
-    for (size_t i = 0; is_order && i < sorted.size(); ++i) is_order = sorted[i] == static_cast<int32_t>(i);
-    if (!is_order)
-      throw Error(fmt::format("the order of layer {} does not name each of the {} x {} channels once.", index,
-                              layer.shape.num_kv_heads, layer.shape.head_dim));
-    if (!c.layers.emplace(index, std::move(layer)).second) throw Error(fmt::format("layer {} is there twice.", index));
-  }
-  return c;
-}
-
 }  // namespace
 
 std::string ModelFingerprint(const std::string& path) {
@@ -83,36 +53,17 @@ std::string ModelFingerprint(const std::string& path) {
   return fmt::format("{:016x}", hash.value());
 }
 
-std::string ToJson(const Calibration& calibration) {
-  // One line a layer: nobody reads the orders, but a diff should find them.
-  std::string layers;
-  for (const auto& [index, layer] : calibration.layers) {
-    const Json entry = {{"layer", index},
-                        {"num_kv_heads", layer.shape.num_kv_heads},
-                        {"head_dim", layer.shape.head_dim},
-                        {"order", layer.order}};
-    layers += (layers.empty() ? "\n    " : ",\n    ") + entry.dump();
-  }
-  return fmt::format(
-      "{{\n  \"format\": \"{}\",\n  \"version\": {},\n  \"model\": {},\n  \"fingerprint\": {},\n  \"tokens\": {},\n"
-      "  \"layers\": [{}\n  ]\n}}\n",
-      kFormat, kVersion, Json(calibration.model).dump(-1, ' ', false, Json::error_handler_t::replace),
-      Json(calibration.fingerprint).dump(), calibration.tokens, layers);
-}
-
 Calibration ReadCalibration(const std::string& path, const std::string& fingerprint) {
   std::ifstream file(path, std::ios::binary);
   const std::string remedy = " Make one with: kvrazor calibrate MODEL TEXT -o FILE";
   if (!file) throw Error(fmt::format("cannot open the calibration file '{}'.{}", path, remedy));
   const std::string text{std::istreambuf_iterator<char>(file), {}};
   try {
-    Calibration c = FromJson(Json::parse(text));
+    Calibration c = ParseCalibration(text);
     if (c.fingerprint != fingerprint)
       throw Error(fmt::format("it was made for another model ('{}', fingerprint {}; this one's is {}).", c.model,
                               c.fingerprint, fingerprint));
     return c;
-  } catch (const Json::exception& e) {
-    throw Error(fmt::format("the calibration file '{}' is damaged: {}.{}", path, e.what(), remedy));
   } catch (const Error& e) {
     throw Error(fmt::format("the calibration file '{}' cannot be used: {}{}", path, e.what(), remedy));
   }

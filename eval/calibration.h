@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "eval/calibration_file.h"
 #include "eval/rope.h"
 #include "ggml-backend.h"
 #include "kvrazor/layout.h"
@@ -17,22 +18,6 @@ namespace kvrazor::eval {
 
 /// 16 hexadecimal digits: sizes of the model's file(s), their first and last MiB and samples between. Throws Error.
 std::string ModelFingerprint(const std::string& path);
-
-struct Calibration {
-  std::string model;        ///< file name, for people
-  std::string fingerprint;  ///< of the model
-  int64_t tokens = 0;       ///< read for it
-  struct Layer {
-    HeadShape shape;  ///< of the keys
-    std::vector<int32_t>
-        order;  ///< [num_kv_heads * head_dim] channels of the rotated keys before RoPE, ascending by their sums
-  };
-  std::map<int, Layer> layers;
-};
-
-/// JSON: {"format": "kvrazor-calibration", "version": 1, "model", "fingerprint", "tokens", "layers": [{"layer", "num_kv_heads",
-/// "head_dim", "order"}]}.
-std::string ToJson(const Calibration& calibration);
 
 /// Throws Error that names the file, what is wrong with it and what to do: unreadable, no such file of ours, of another version,
 /// an order that is none, or made for another model than the one with `fingerprint`.

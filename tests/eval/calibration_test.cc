@@ -75,7 +75,15 @@ TEST_F(CalibrationTest, WrongFilesAreNamedWithWhatIsWrong) {
   EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "[2,0,3,3]")), HasSubstr("order of layer 0"));
   EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "[2,0,3]")), HasSubstr("order of layer 0"));
   EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "[2,0,3,4]")), HasSubstr("order of layer 0"));
-  EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "\"2031\"")), HasSubstr("damaged"));
+  EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "\"2031\"")), HasSubstr("order of layer 0"));
+  EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "[2.5,0,3,1]")), HasSubstr("order of layer 0"));
+  EXPECT_THAT(ErrorOf(Replaced(good, "[2,0,3,1]", "[2,0,3,4294967297]")), HasSubstr("order of layer 0"));
+  EXPECT_THAT(ErrorOf(Replaced(good, "\"layer\":3", "\"layer\":1e300")), HasSubstr("\"layer\" is no whole number"));
+  EXPECT_THAT(ErrorOf(Replaced(good, "\"layer\":3", "\"layer\":4294967299")),
+              HasSubstr("\"layer\" is no whole number"));
+  EXPECT_THAT(ErrorOf(Replaced(Replaced(good, "\"num_kv_heads\":2", "\"num_kv_heads\":-2"), "\"head_dim\":2",
+                               "\"head_dim\":-2")),
+              HasSubstr("\"num_kv_heads\" is no whole number"));
   EXPECT_THAT(ErrorOf(Replaced(good, "\"layer\":3", "\"layer\":0")), HasSubstr("twice"));
   EXPECT_THROW(ReadCalibration(folder_ / "none.json", ""), Error);
 }
