@@ -8,6 +8,7 @@
 #include <numeric>
 
 #include "kvrazor/error.h"
+#include "src/core/aligned_bytes.h"
 #include "src/core/half.h"
 #include "src/ops/backend.h"
 
@@ -90,12 +91,10 @@ void QuantizeBeforeRope(const SideRecipe& recipe, HeadShape shape, const std::ve
           F16FromF32(keys[static_cast<size_t>(t * width + order[static_cast<size_t>(j)])]);
   }
 
-  constexpr size_t kAlign = 64;
-  std::vector<std::byte> storage(static_cast<size_t>(layout.page_bytes) + kAlign);
-  std::byte* sealed = storage.data() + (kAlign - reinterpret_cast<uintptr_t>(storage.data()) % kAlign) % kAlign;
-  CpuBackend().Seal(layout, ordered.data(), exact, nullptr, sealed);
+  const AlignedBytes sealed(layout.page_bytes);
+  CpuBackend().Seal(layout, ordered.data(), exact, nullptr, sealed.get());
   PageSide side;
-  side.sealed = sealed;
+  side.sealed = sealed.get();
   std::vector<float> back(count);
   CpuBackend().Dequantize(layout, side, 0, kPageTokens, back.data());
 

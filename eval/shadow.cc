@@ -8,6 +8,7 @@
 
 #include "eval/kv_nodes.h"
 #include "kvrazor/error.h"
+#include "src/core/aligned_bytes.h"
 #include "src/core/half.h"
 #include "src/ops/backend.h"
 #include "src/ops/query_sampling.h"
@@ -34,16 +35,6 @@ void Resize(const T* in, int64_t num_heads, int from, int to, T* out) {
   for (int64_t i = 0; i < num_heads; ++i, in += from, out += to)
     std::fill(std::copy_n(in, std::min(from, to), out), out + to, T{});
 }
-
-struct AlignedBytes {
-  explicit AlignedBytes(int64_t bytes) : storage(static_cast<size_t>(bytes) + kAlign) {}
-  std::byte* data() {
-    const auto at = reinterpret_cast<uintptr_t>(storage.data());
-    return storage.data() + (kAlign - at % kAlign) % kAlign;
-  }
-  static constexpr size_t kAlign = 64;
-  std::vector<std::byte> storage;
-};
 
 }  // namespace
 
@@ -85,11 +76,11 @@ void ShadowCache::Job::Quantize() {
   Resize(rows.data(), heads, tensor->head_dim, page_dim, filled.data());
 
   const TokenMask exact = layer->pages->exact(page);
-  AlignedBytes sealed(layout.page_bytes);
-  CpuBackend().Seal(layout, filled.data(), exact, layer->moment.get(), sealed.data());
+  const AlignedBytes sealed(layout.page_bytes);
+  CpuBackend().Seal(layout, filled.data(), exact, layer->moment.get(), sealed.get());
   std::vector<float> back(filled.size());
   PageSide side;
-  side.sealed = sealed.data();  // exact tokens' codes mean nothing: their rows are left as they are below
+  side.sealed = sealed.get();  // exact tokens' codes mean nothing: their rows are left as they are below
   CpuBackend().Dequantize(layout, side, 0, kPageTokens, back.data());
 
   std::vector<float> own(rows.size());

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <utility>
@@ -14,15 +12,10 @@
 #include "integrations/ggml/counters.h"
 #include "integrations/ggml/generic_node.h"
 #include "integrations/ggml/log.h"
+#include "src/core/aligned_bytes.h"
 
 namespace kvrazor::ggml {
 namespace {
-
-struct AlignedDelete {
-  void operator()(std::byte* p) const { ::operator delete[](p, kAlignment); }
-  static constexpr std::align_val_t kAlignment{64};
-};
-using AlignedBytes = std::unique_ptr<std::byte[], AlignedDelete>;
 
 void Refuse(CacheTensor& tensor, const std::string& reason) {
   constexpr int64_t kMaxMessages = 3;  // a damaged file has thousands of such blocks
@@ -86,8 +79,7 @@ void DiscardInbox(CacheTensor& tensor) {
 /// The page lands somewhere else than it came from: its values as rows, sinks stay sinks.
 void SetCarrierRows(CacheTensor& tensor, const CarrierPage& page, const f16_bits* exact_rows) {
   CacheSide& side = *tensor.packed;
-  const AlignedBytes sealed(static_cast<std::byte*>(
-      ::operator new[](static_cast<size_t>(side.layout().page_bytes), AlignedDelete::kAlignment)));
+  const AlignedBytes sealed(side.layout().page_bytes);
   std::memcpy(sealed.get(), page.sealed, static_cast<size_t>(side.layout().page_bytes));
   PageSide detached;
   detached.sealed = sealed.get();

@@ -18,6 +18,7 @@
 #include "reference/rotate_kv.h"
 #include "src/core/half.h"
 #include "tests/integrations/ggml/tiny_model.h"
+#include "tests/relative_error.h"
 
 namespace kvrazor::eval {
 namespace {
@@ -101,17 +102,6 @@ Contents RunText(llama_model* model, const std::string& cache_name, bool in_shad
   return contents;
 }
 
-/// Root mean square of the differences over that of what is wanted.
-double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  if (got.size() != want.size() || want.empty()) return INFINITY;
-  double difference = 0, sum = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += std::pow(double{got[i]} - want[i], 2);
-    sum += std::pow(double{want[i]}, 2);
-  }
-  return std::sqrt(difference / sum);
-}
-
 // Both modes seal the same pages of the first layer from the same rows: these come from embeddings alone. So their values are equal
 // to the bit. In the second layer a row differs by what attention differs in: the rounding of the two implementations, which the
 // caches that keep 16 bits show, and that of dequantized values to f16, at most 2^-11 of each (2^-11 / sqrt(3) in the mean square).
@@ -126,7 +116,7 @@ TEST(ShadowTest, AgreesWithThePackedCache) {
   constexpr size_t kRowBytes = 2 * 64 * 2;  // two heads of 64
   const Contents f16 = RunText(model.get(), "f16", false, kRowBytes);
   const Contents own_f16 = RunText(model.get(), "kvrazor:f16", false, kRowBytes);
-  const double logits_of_rounding = RelativeError(own_f16.logits, f16.logits);
+  const double logits_of_rounding = test::RelativeError(own_f16.logits, f16.logits);
   for (const char* recipe :
        {"kivi", "oscar", "razor-2", "razor-2:sinks=0,residual=256", "ott:exact-from=0", "turboquant-2;1=kivi"}) {
     SCOPED_TRACE(recipe);
@@ -136,15 +126,15 @@ TEST(ShadowTest, AgreesWithThePackedCache) {
     EXPECT_EQ(shadow.rows[1], packed.rows[1]);
     double worst = 0;  // of what the rows lost, how much of it they differ by
     for (const size_t side : {2, 3}) {
-      const double d = RelativeError(own_f16.rows[side], f16.rows[side]) + std::exp2(-11) / std::sqrt(3.0);
+      const double d = test::RelativeError(own_f16.rows[side], f16.rows[side]) + std::exp2(-11) / std::sqrt(3.0);
       const double tolerance = std::sqrt(1.5 * 0.8 * d);
-      const double lost = RelativeError(packed.rows[side], f16.rows[side]);
-      EXPECT_LE(RelativeError(shadow.rows[side], packed.rows[side]), tolerance);
+      const double lost = test::RelativeError(packed.rows[side], f16.rows[side]);
+      EXPECT_LE(test::RelativeError(shadow.rows[side], packed.rows[side]), tolerance);
       EXPECT_GT(lost, 5 * tolerance) << "nothing was sealed";
       worst = std::max(worst, tolerance / lost);
     }
-    EXPECT_LE(RelativeError(shadow.logits, packed.logits),
-              2 * logits_of_rounding + worst * RelativeError(packed.logits, f16.logits));
+    EXPECT_LE(test::RelativeError(shadow.logits, packed.logits),
+              2 * logits_of_rounding + worst * test::RelativeError(packed.logits, f16.logits));
   }
   unsetenv("KVRAZOR_STATE");
 }
@@ -188,8 +178,8 @@ TEST_P(ShadowModelsTest, IsQuantizedOrRefused) {
   const std::vector<float> want = run(nullptr);
   const std::vector<float> got = run(&shadow);
   for (const float x : got) ASSERT_TRUE(std::isfinite(x));
-  EXPECT_GT(RelativeError(got, want), 1e-5) << "nothing was overwritten";
-  EXPECT_LT(RelativeError(got, want), 1);
+  EXPECT_GT(test::RelativeError(got, want), 1e-5) << "nothing was overwritten";
+  EXPECT_LT(test::RelativeError(got, want), 1);
   const KvUsage usage = shadow.Usage();
   EXPECT_GT(usage.sealed_bytes, 0);
   EXPECT_LT(usage.bytes, usage.f16_bytes);

@@ -6,29 +6,14 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <memory>
-#include <new>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "src/core/aligned_bytes.h"
 #include "src/ops/attend.h"
 
 namespace kvrazor::test {
-
-/// 64-byte aligned bytes.
-class AlignedBytes {
- public:
-  explicit AlignedBytes(int64_t size)
-      : data_(static_cast<std::byte*>(::operator new (static_cast<size_t>(size), std::align_val_t{64}))) {}
-  std::byte* get() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(std::byte* p) const { ::operator delete (p, std::align_val_t{64}); }
-  };
-  std::unique_ptr<std::byte, Free> data_;
-};
 
 enum class MaskKind { kCausal, kZero, kRandom, kHidden, kCausalMask };
 

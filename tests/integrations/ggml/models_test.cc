@@ -11,6 +11,7 @@
 
 #include "tests/integrations/ggml/host.h"
 #include "tests/integrations/ggml/tiny_model.h"
+#include "tests/relative_error.h"
 
 namespace kvrazor::ggml_test {
 namespace {
@@ -124,28 +125,17 @@ class ModelsTest : public testing::TestWithParam<ModelClass> {
   ModelPtr model_;
 };
 
-/// Root mean square of the differences over that of what is wanted.
-double RelativeError(const std::vector<float>& got, const std::vector<float>& want) {
-  if (got.size() != want.size() || want.empty()) return INFINITY;
-  double difference = 0, sum = 0;
-  for (size_t i = 0; i < want.size(); ++i) {
-    difference += std::pow(double{got[i]} - want[i], 2);
-    sum += std::pow(double{want[i]}, 2);
-  }
-  return std::sqrt(difference / sum);
-}
-
 TEST_P(ModelsTest, PackedLayersComputeWhatLlamaComputes) {
   const std::vector<float> want = Outputs(New("off").get());
   for (const float x : want) ASSERT_TRUE(std::isfinite(x));
   // Our storage and attention: all that differs is rounding; ggml sums values in f16.
-  const double f16 = RelativeError(Outputs(New("f16").get()), want);
+  const double f16 = test::RelativeError(Outputs(New("f16").get()), want);
   EXPECT_LE(f16, 0.01);
   const bool packs = GetParam().packed_layers > 0;
   // Random weights have no structure that a quantizer could use, and logits that react to every value.
-  const double four_bits = RelativeError(Outputs(New("oscar:k4g32,v4g32").get()), want);
+  const double four_bits = test::RelativeError(Outputs(New("oscar:k4g32,v4g32").get()), want);
   EXPECT_LE(four_bits, packs ? 0.15 : 0.0);
-  const double razor = RelativeError(Outputs(New("razor-2").get()), want);
+  const double razor = test::RelativeError(Outputs(New("razor-2").get()), want);
   EXPECT_LE(razor, packs ? 0.5 : 0.0);
   if (packs) {
     EXPECT_GT(razor, 0) << "nothing was sealed";
