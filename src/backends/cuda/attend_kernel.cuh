@@ -1,8 +1,7 @@
 // Decode attention over packed pages, 16-bit rows and sinks, one launch (docs/cuda.md). One CTA an SM, persistent:
 //
-//   producer     1 warp           attend_producer.cuh
-//   consumers    12 warps         attend_consumer.cuh; a unit belongs to a team of 1 (razor) or 2 warps (affine), round robin; 8 teams of 1 where
-//                                 razor's two tiles of query heads need the registers
+//   producer     1 warp           works out the schedule, then attend_producer.cuh
+//   consumers    8 or 12 warps    attend_consumer.cuh; a unit belongs to a team of 1 (razor) or 2 warps (affine), round robin
 //   mergers      3 warps          turn q into operand fragments for the next segment (attend_query.cuh), merge the states of the last one
 //                                 (attend_merge.cuh); the CTA's last segment is merged by the consumers
 //
