@@ -23,6 +23,8 @@ namespace kvrazor::apps {
 namespace {
 
 constexpr char kReference[] = "f16";
+// The same 16 bits through kvrazor's storage and attention: against it, a difference is the quantization's alone.
+constexpr char kOwnReference[] = "kvrazor:f16";
 
 constexpr char kKldDescription[] =
     "KL divergence from the 16-bit cache, and perplexity.\n"
@@ -58,6 +60,7 @@ constexpr char kFooter[] =
 
 struct Options : ModelOptions {
   std::string text;
+  std::string reference = kReference;
   eval::WindowChoice choice;
   int64_t first = -1;
   bool seal_newest = false, shadow = false;
@@ -72,12 +75,12 @@ std::vector<std::string> Metrics(bool with_reference) {
 
 std::string FieldName(const std::string& metric) { return metric == "kld" ? "kld_mean" : metric; }
 
-// f16 first where it is the reference, else as asked for.
-std::vector<std::string> OrderedCaches(const std::string& asked, bool with_reference, bool in_shadow) {
-  std::vector<std::string> caches = eval::SplitCacheNames(asked, in_shadow);
+// The reference first where there is one, else as asked for.
+std::vector<std::string> OrderedCaches(const Options& options, bool with_reference) {
+  std::vector<std::string> caches = eval::SplitCacheNames(options.caches, options.shadow);
   if (!with_reference) return caches;
-  std::erase(caches, kReference);
-  caches.insert(caches.begin(), kReference);
+  std::erase(caches, options.reference);
+  caches.insert(caches.begin(), options.reference);
   return caches;
 }
 
@@ -93,10 +96,10 @@ void CheckWindow(const Options& options) {
                                  w.window, eval::kAccuracyBatch));
 }
 
-void CheckLimits(const Json& results, const std::vector<Limit>& limits) {
+void CheckLimits(const Json& results, const std::string& reference, const std::vector<Limit>& limits) {
   std::string failed;
   for (const Json& r : results) {
-    if (r.at("recipe") == kReference) continue;
+    if (r.at("recipe") == reference) continue;
     for (const Limit& limit : limits) {
       const double value = r.at(FieldName(limit.metric));
       if (limit.FailsAt(value))
@@ -118,12 +121,16 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                              : std::min<int64_t>(256, options.choice.window / 2);
   std::vector<Limit> limits;
   for (const std::string& text : options.fail_if) limits.push_back(ParseLimit(text, Metrics(with_reference)));
-  const std::vector<std::string> caches = OrderedCaches(options.caches, with_reference, options.shadow);
+  const std::vector<std::string> caches = OrderedCaches(options, with_reference);
   if (options.shadow && options.require)
     throw UsageError(
         "--shadow leaves every layer in llama.cpp's 16-bit cache, which --require forbids. Give one of them.");
   if (options.shadow && options.seal_newest)
     throw UsageError("--seal-newest takes tokens back, which --shadow cannot follow. Give one of them.");
+  if (options.shadow && options.reference != kReference)
+    throw UsageError(fmt::format(
+        "--reference {}: --shadow measures with llama.cpp's attention, so its reference is {}. Leave --reference out.",
+        options.reference, kReference));
   if (!options.calibration.empty() && !options.shadow)
     throw UsageError("--calibration is for methods that only shadow mode evaluates. Add --shadow.");
   CheckWindow(options);
@@ -139,6 +146,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                    {"stride", w.stride},
                    {"first", w.first},
                    {"step", w.step}};
+  if (options.reference != kReference) settings["reference"] = options.reference;
   if (options.seal_newest) settings["seal_newest"] = true;
   if (options.shadow) settings["shadow"] = true;
   if (!options.calibration.empty()) settings["calibration"] = Fingerprint(ReadTextFile(options.calibration));
@@ -177,6 +185,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
   Json report = {{"evaluation", name}, {"model", options.model}, {"text", options.text}};
   report.update(window);
   report["windows"] = measured.at("windows");
+  if (with_reference) report["reference"] = options.reference;
   report["newest_page"] = options.seal_newest ? "sealed" : "16 bits";
   report["threads"] = options.threads;
   report["machine"] = MachineText();
@@ -195,7 +204,7 @@ void MeasureAll(Options options, bool with_reference, const Invocation& invocati
                AccuracyTable(report), AccuracyBuckets(report));
     if (!options.out.empty()) fmt::print("\nWritten: {0}/{1}.json and {0}/index.html\n", options.out, name);
   }
-  CheckLimits(report.at("results"), limits);
+  CheckLimits(report.at("results"), options.reference, limits);
 }
 
 void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
@@ -225,6 +234,13 @@ void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
   command->add_option("--step", options->choice.step, "Look at every so many positions")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
+  if (with_reference)
+    command
+        ->add_option("--reference", options->reference,
+                     "What the others are compared with: f16, llama.cpp's own cache and attention; or kvrazor:f16, the "
+                     "same values through kvrazor's, which leaves out the difference in rounding between the two")
+        ->check(CLI::IsMember({kReference, kOwnReference}))
+        ->capture_default_str();
   command->add_flag("--seal-newest", options->seal_newest,
                     "Read every 128 tokens twice, so that the page before them is quantized as well: harsher than any "
                     "use, the conditions of studies that flush whole blocks");
@@ -235,10 +251,10 @@ void AddOne(CLI::App& eval, Invocation& invocation, bool with_reference) {
   command->add_option("--calibration", options->calibration,
                       "With --shadow: the model's file of kvrazor calibrate, for rotatekv");
   command
-      ->add_option(
-          "--fail-if", options->fail_if,
-          "Exit status 3 if this holds for any cache but f16, for example 'kld>0.05', 'kld_p999>1', 'kld_max>5' or "
-          "'same_top1<0.9'")
+      ->add_option("--fail-if", options->fail_if,
+                   "Exit status 3 if this holds for any cache but the reference, for example 'kld>0.05', 'kld_p999>1', "
+                   "'kld_max>5' or "
+                   "'same_top1<0.9'")
       ->allow_extra_args(false);
   command->callback([options, &invocation, with_reference] { MeasureAll(*options, with_reference, invocation); });
 }

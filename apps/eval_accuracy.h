@@ -18,7 +18,7 @@ namespace kvrazor::apps {
 Json SummarizeAccuracy(const std::vector<std::string>& caches, const std::vector<Json>& measurements, int64_t windows,
                        bool with_reference);
 
-/// Report: {model, text, window, stride, windows, first, step, machine, commit, command, results}.
+/// Report: {model, text, reference (kld), window, stride, windows, first, step, machine, commit, command, results}.
 std::string AccuracyTable(const Json& report);
 std::string AccuracyBuckets(const Json& report);
 std::string AccuracyHtml(const Json& report);

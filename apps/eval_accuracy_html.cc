@@ -69,7 +69,10 @@ std::string AccuracyHtml(const Json& report) {
   html +=
       fmt::format("<h1>{}: {} windows of {} tokens</h1>\n<p class=\"faint\">Text: {}.{}</p>\n", model,
                   report.at("windows").get<int64_t>(), report.at("window").get<int64_t>(), Escaped(report.at("text")),
-                  with_reference ? " Everything is compared with llama.cpp's 16-bit cache over the same windows." : "");
+                  !with_reference ? ""
+                  : report.at("reference") == "f16"
+                      ? " Everything is compared with llama.cpp's 16-bit cache over the same windows."
+                      : " Everything is compared with kvrazor's own 16-bit cache over the same windows.");
   html += Table(report, with_reference);
   html += "<h2>Plots</h2>\n<div class=\"plots\">\n";
   if (with_reference) {

@@ -20,9 +20,9 @@ if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L 2>/dev/null | grep -q G
   echo "gpu_check: no GPU on this machine, nothing was run" | tee "$out/summary.txt"
   exit 0
 fi
-if [[ ! -x $bin/cuda_attend_test || ! -x $bin/cuda_store_test ]]; then
+if [[ ! -x $bin/cuda_attend_test || ! -x $bin/cuda_prefill_test || ! -x $bin/cuda_store_test ]]; then
   cmake --preset cuda -DKVRAZOR_CUDA=ON -DKVRAZOR_LLAMA=OFF -B build/cuda
-  cmake --build build/cuda --target cuda_page_convert_test cuda_attend_test cuda_store_test kvrazor_cuda_c kvrazor_cuda_store_c cuda_store_bench
+  cmake --build build/cuda --target cuda_page_convert_test cuda_attend_test cuda_prefill_test cuda_store_test kvrazor_cuda_c kvrazor_cuda_store_c cuda_store_bench
 fi
 
 failed=0
@@ -30,7 +30,7 @@ summary() { printf '%s\n' "$*" | tee -a "$out/summary.txt"; }
 : >"$out/summary.txt"
 summary "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader)"
 
-for test in cuda_page_convert_test cuda_attend_test cuda_store_test; do
+for test in cuda_page_convert_test cuda_attend_test cuda_prefill_test cuda_store_test; do
   if "$bin/$test" --gtest_output="xml:$out/$test.xml" >"$out/$test.log" 2>&1; then
     summary "$test: passed, $(grep -c '       OK ' "$out/$test.log") tests"
   else
@@ -40,8 +40,17 @@ for test in cuda_page_convert_test cuda_attend_test cuda_store_test; do
   fi
 done
 
-readonly attend_cases='*LengthsAroundEveryEdge*2_128:*LengthsAroundEveryEdge*oscar_128'
-readonly store_cases='*ReferencesUpToTies/razor_2_1x128:*ReferencesUpToTies/oscar_3x64:*ReferencesUpToTies/kivi_2x128:*StoresRows*razor_2_2x64:*Moment*1x128*:*Factor*1x128*:*RowsAre*razor_2_1x128:*RowsAre*oscar_3x64'
+# What was compiled for compute capability 8.0 runs here through its PTX.
+if CUDA_FORCE_PTX_JIT=1 "$bin/cuda_attend_test" --gtest_filter='PlainPages/*' >"$out/cuda_attend_ptx.log" 2>&1 &&
+  CUDA_FORCE_PTX_JIT=1 "$bin/cuda_store_test" --gtest_filter='PlainPages/*' >"$out/cuda_store_ptx.log" 2>&1; then
+  summary "plain pages through PTX: passed"
+else
+  failed=1
+  summary "plain pages through PTX: FAILED, see $out/cuda_attend_ptx.log and $out/cuda_store_ptx.log"
+fi
+
+readonly attend_cases='*LengthsAroundEveryEdge*2_128:*LengthsAroundEveryEdge*oscar_128:*LengthsAroundEveryEdge*quarot_128:*LengthsAroundEveryEdge*razor_3v_256'
+readonly store_cases='*ReferencesUpToTies/razor_2_1x128:*ReferencesUpToTies/oscar_3x64:*ReferencesUpToTies/kivi_2x128:*StoresRows*razor_2_2x64:*Moment*1x128*:*Factor*1x128*:*RowsAre*razor_2_1x128:*RowsAre*oscar_3x64:*ReferencesUpToTies/turboquant_2_2x64:*ReferencesUpToTies/kivi_2x256:*ReferencesUpToTies/razor_3v_1x256:*RowsAre*quarot_2x64:*RowsAre*turboquant_3_1x256:*2x256_gqa3_plain'
 sanitize() {  # tool, program, cases
   local log
   log=$out/$1-$(basename "$2").log
@@ -53,10 +62,12 @@ sanitize() {  # tool, program, cases
     grep -E '^=========.*(Error|SUMMARY)' "$log" | sort | uniq -c | sort -rn | head -8 | tee -a "$out/summary.txt"
   fi
 }
+readonly prefill_cases='*LengthsAroundEveryEdge*razor_2_128:*LengthsAroundEveryEdge*sinks_16_64'
 if [[ ${KVRAZOR_GPU_SANITIZE:-0} == 1 ]]; then
   sanitize memcheck "$bin/cuda_attend_test" "$attend_cases"
   sanitize memcheck "$bin/cuda_store_test" "$store_cases"
   sanitize racecheck "$bin/cuda_store_test" "$store_cases"
+  sanitize memcheck "$bin/cuda_prefill_test" "$prefill_cases"
 fi
 if [[ -n ${KVRAZOR_GPU_RACECHECK:-} ]]; then sanitize racecheck "$KVRAZOR_GPU_RACECHECK/cuda_attend_test" "$attend_cases"; fi
 

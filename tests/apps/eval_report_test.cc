@@ -30,17 +30,12 @@ Json Measurement(const std::string& cache, int64_t window, std::vector<double> n
 }
 
 Json MadeReport() {
-  Json report = {{"evaluation", "kld"},
-                 {"model", "folder/<model>.gguf"},
-                 {"text", "a&b.txt"},
-                 {"window", 2000},
-                 {"windows", 2},
-                 {"first", 300},
-                 {"step", 1000},
-                 {"threads", 2},
-                 {"machine", "m"},
-                 {"commit", "c"},
-                 {"command", "kvrazor eval kld"}};
+  Json report = {{"evaluation", "kld"}, {"model", "folder/<model>.gguf"},
+                 {"text", "a&b.txt"},   {"reference", "f16"},
+                 {"window", 2000},      {"windows", 2},
+                 {"first", 300},        {"step", 1000},
+                 {"threads", 2},        {"machine", "m"},
+                 {"commit", "c"},       {"command", "kvrazor eval kld"}};
   report["results"] =
       SummarizeAccuracy({"f16", "razor-2"},
                         {Measurement("razor-2", 0, {1, 2}, {0.5, 0.25}), Measurement("f16", 0, {1, 1}, {0, 0}),

@@ -61,6 +61,8 @@ class HelpTest(EvalTest):
         self.fails(2, "kld", "-m", MODEL, "-f", self.text, "--window", 9000, says="8192")
         self.fails(2, "needle", "-m", MODEL, "--depths", 120, says="120")
         self.fails(2, "ruler", "-m", MODEL, "--tasks", "nonsense", says="nonsense")
+        self.fails(2, "kld", "-m", MODEL, "-f", self.text, "--reference", "razor-2", says="kvrazor:f16")
+        self.fails(2, "kld", "-m", MODEL, "-f", self.text, "--reference", "kvrazor:f16", "--shadow", says="Leave --reference out")
         self.fails(1, "kld", "-m", MODEL, "-f", self.text, "--caches", "nonsense", says="nonsense")
         self.fails(1, "kld", "-m", self.folder / "none.gguf", "-f", self.text, says="none.gguf")
         self.fails(1, "kld", "-m", MODEL, "-f", self.text, "--window", 8000, says="Give a longer text")
@@ -98,6 +100,17 @@ class AccuracyTest(EvalTest):
         self.fails(3, *arguments, "--caches", "razor-2", "--fail-if", "kld>0", says="razor-2: kld is")
         self.succeeds(*arguments, "--caches", "razor-2", "--fail-if", "kld>5", "--fail-if", "same_top1<0.01")
         self.fails(1, "kld", "-m", MODEL, "-f", self.text, "--window", 300, "--out", self.out, says=("another run", "window"))
+
+    def test_the_reference_can_be_this_projects_own_16_bits(self):
+        arguments = ("kld", "-m", MODEL, "-f", self.text, *self.ARGUMENTS, "--reference", "kvrazor:f16", "--out", self.out)
+        report = json.loads(self.succeeds(*arguments, "--caches", "f16,kvrazor:f16", "--json").stdout)
+        own, stock = report["results"]
+        self.assertEqual([report["reference"], own["recipe"], own["mode"], own["kld_max"]], ["kvrazor:f16", "kvrazor:f16", "packed", 0])
+        self.assertEqual([stock["recipe"], stock["mode"]], ["f16", "llama.cpp"])
+        self.assertTrue(0 < stock["kld_mean"] < 0.02)  # the same values, added up in another order
+        self.assertIn("kvrazor's own 16-bit cache", (self.out / "index.html").read_text())
+        # Figures against one reference don't join those against the other.
+        self.fails(1, "kld", "-m", MODEL, "-f", self.text, *self.ARGUMENTS, "--out", self.out, says="another run")
 
     def test_an_interruption_keeps_what_is_done(self):
         self.text.write_text(TEXT * 20)

@@ -23,7 +23,8 @@ AttendPlan MakePlan(const kvrazor_cuda_attend_spec& s) {
   const kvrazor::HeadShape shape{s.num_kv_heads, s.head_dim};
   const kvrazor::LayerFormat layer{kvrazor::MakePageLayout(recipe.k, kvrazor::Side::kKey, shape),
                                    kvrazor::MakePageLayout(recipe.v, kvrazor::Side::kValue, shape)};
-  return AttendPlan({.format = kvrazor::cuda::MakePackedFormat(layer),
+  const kvrazor::cuda::Device device = kvrazor::cuda::CurrentDevice();
+  return AttendPlan({.format = kvrazor::cuda::MakePackedFormat(layer, device.compute_major),
                      .num_qo_heads = s.num_qo_heads,
                      .max_batch_size = s.max_batch_size,
                      .max_pages = s.max_pages,
@@ -31,7 +32,7 @@ AttendPlan MakePlan(const kvrazor_cuda_attend_spec& s) {
                      .softmax_scale = s.softmax_scale,
                      .ring_stages = s.ring_stages,
                      .programmatic_launch = s.programmatic_launch != 0},
-                    kvrazor::cuda::CurrentDevice());
+                    device);
 }
 
 }  // namespace

@@ -180,10 +180,11 @@ double CopyBandwidth() {
   return 2e3 * kBytes / best;
 }
 
-PackedFormat Format(const std::string& text) {
+PackedFormat Format(const std::string& text, int compute_major = kPackedComputeMajor) {
   const Recipe recipe = ParseRecipe(text);
   const HeadShape shape{kKvHeads, kHeadDim};
-  return MakePackedFormat({MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)});
+  return MakePackedFormat({MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)},
+                          compute_major);
 }
 
 /// A metric learnt from random queries.
@@ -204,14 +205,18 @@ void BenchSeal(Report& report, const Device& device, const MetricPlan& metric_pl
   for (int i = 0; i < kPages; ++i) list[i] = {.source = i * kPageTokens, .target = i};
   const auto jobs = Upload(list);
   const auto metric = MakeMetric(metric_plan, device);
+  const MetricPlan plain_plan({kHeadDim, kKvHeads, kQoHeads, /*plain=*/true}, device);
+  const auto plain_metric = MakeMetric(plain_plan, device);
   struct Case {
     const char* recipe;
-    bool with_metric;
+    bool with_metric = false, plain = false;
   };
-  for (const Case& c : {Case{"oscar", false}, Case{"kivi", false}, Case{"razor-2", true}, Case{"razor-2", false}}) {
-    const PackedFormat f = Format(c.recipe);
-    const std::string what =
-        std::string("128K tokens") + (f.kind == PageKind::kRazor && !c.with_metric ? ", no metric" : "");
+  for (const Case& c : {Case{"oscar"}, Case{"kivi"}, Case{"razor-2", true}, Case{"razor-2"}, Case{"oscar", false, true},
+                        Case{"quarot"}, Case{"turboquant-2"}, Case{"razor-2", true, true}}) {
+    const PackedFormat f = Format(c.recipe, c.plain ? kPlainComputeMajor : kPackedComputeMajor);
+    const bool plain = f.kind == PageKind::kPlain;
+    const std::string what = std::string("128K tokens") + (plain ? ", plain pages" : "") +
+                             (f.kind == PageKind::kRazor && !c.with_metric ? ", no metric" : "");
     if (!report.Wants(std::string("seal ") + c.recipe + " " + what)) continue;
     const SealPlan plan({.format = f, .max_jobs = kPages}, device);
     plan.Init();
@@ -222,7 +227,7 @@ void BenchSeal(Report& report, const Device& device, const MetricPlan& metric_pl
                 .packed_pages = packed.as<std::byte>(),
                 .jobs = jobs->as<SealJob>(),
                 .num_jobs = kPages,
-                .metric = c.with_metric ? metric->as<void>() : nullptr},
+                .metric = !c.with_metric ? nullptr : (plain ? plain_metric : metric)->as<void>()},
                s);
     });
     report.Add("seal", c.recipe, what, t, 2 * kTokensAll * kRow * 2 + kPages * f.page_bytes());
@@ -239,7 +244,7 @@ void BenchSeal(Report& report, const Device& device, const MetricPlan& metric_pl
                 .num_jobs = kPages},
                s);
     });
-    report.Add("dequantize", c.recipe, "128K tokens", r, 2 * kTokensAll * kRow * 2 + kPages * f.page_bytes());
+    report.Add("dequantize", c.recipe, what, r, 2 * kTokensAll * kRow * 2 + kPages * f.page_bytes());
   }
 }
 

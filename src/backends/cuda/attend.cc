@@ -31,10 +31,7 @@ std::string Text(int64_t x) { return std::to_string(x); }
 
 void CheckSpec(const AttendSpec& s, const Device& device) {
   const PackedFormat& f = s.format;
-  if (device.compute_major < 9) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
-           ".x); this build has 9.0. Choose the cpu backend.");
-  }
+  CheckDevice("attend", f, device);
   if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
     Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) +
            "; possible are 1 to " + Text(kMaxGqa) + " query heads a kv head.");
@@ -87,7 +84,15 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   const int rows = spec.qo_len * gqa_ratio_;
   num_blocks_ = (rows + kBlockRows - 1) / kBlockRows;
   block_rows_ = (rows + num_blocks_ - 1) / num_blocks_;
-  instance_ = FindInstance(spec, block_rows_ <= kRowsOfOneTile ? 1 : 2);
+  const int head_tiles = block_rows_ <= kRowsOfOneTile ? 1 : 2;
+  if (spec.format.kind == PageKind::kPlain) {
+    if (spec.ring_stages != 0)
+      Refuse("ring_stages=" + Text(spec.ring_stages) + "; plain pages pass through no ring: 0.");
+    plain_.emplace(spec.format, device, spec.format.num_kv_heads * num_blocks_, head_tiles, spec.max_batch_size,
+                   spec.max_pages);
+    return;
+  }
+  instance_ = FindInstance(spec, head_tiles);
   // With fewer stages than teams a team could wait for a stage two units early (RingCursor).
   if (spec.ring_stages != 0 && (spec.ring_stages < instance_.teams || spec.ring_stages > kMaxStages)) {
     Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and " + Text(instance_.teams) + " to " +
@@ -103,34 +108,40 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
     Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
-           " has " + Text(device.shared_bytes) + ". Choose fewer stages or a smaller batch.");
+           " has " + Text(device.shared_bytes) + ". Choose fewer stages, a smaller batch or plain pages.");
   }
 }
 
 int64_t AttendPlan::num_partials() const { return int64_t{2} * device_.num_sms * kBlockRows; }
 
 int64_t AttendPlan::workspace_bytes() const {
+  if (plain_) return plain_->workspace_bytes();
   return num_partials() * (spec_.format.head_dim + 2) * static_cast<int64_t>(sizeof(float));
 }
 
 std::string AttendPlan::Explain() const {
   const PackedFormat& f = spec_.format;
-  const std::string math =
-      PageFormText(f.form()) + (f.kind == PageKind::kRazor ? " on int8" : " on f16") + " tensor cores";
-  return "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) +
-         ", " + Text(f.head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head" +
-         (spec_.qo_len > 1 ? " and " + Text(spec_.qo_len) + " new tokens" : "") + " in " + Text(num_blocks_) +
-         " block" + (num_blocks_ == 1 ? "" : "s (pages are read once a block)") + " of " + Text(block_rows_) + " rows" +
-         (spec_.sliding_window ? ", window " + Text(spec_.sliding_window) : "") +
-         (spec_.softcap > 0 ? ", softcap" : "") + (spec_.masked ? ", masked" : "") +
-         (spec_.learned_sinks ? ", learned sinks" : "") + (spec_.bf16 ? ", bf16 queries" : "") + "; stream-K over " +
-         Text(device_.num_sms) + " CTAs, " + Text(instance_.teams) + " teams of " + Text(instance_.team_warps) +
-         " consumer warp" + (instance_.team_warps == 1 ? "" : "s") + ", " + Text(num_stages_) + " stages, " +
-         Text(shared_bytes_) + " bytes of shared memory, combine fused" +
+  const std::string math = FormatText(f) + (f.kind == PageKind::kRazor    ? " on int8 tensor cores"
+                                            : f.kind == PageKind::kAffine ? " on f16 tensor cores"
+                                                                          : "");
+  const int64_t head_bytes = f.page_bytes() / f.num_kv_heads;
+  const std::string text =
+      "attend on " + device_.name + ": " + math + (f.rotate ? ", rotated" : "") + ", head_dim " + Text(f.head_dim) +
+      ", " + Text(head_bytes) + " bytes a page and kv head, " + Text(gqa_ratio_) + " query heads a kv head" +
+      (spec_.qo_len > 1 ? " and " + Text(spec_.qo_len) + " new tokens" : "") + " in " + Text(num_blocks_) + " block" +
+      (num_blocks_ == 1 ? "" : "s (pages are read once a block)") + " of " + Text(block_rows_) + " rows" +
+      (spec_.sliding_window ? ", window " + Text(spec_.sliding_window) : "") + (spec_.softcap > 0 ? ", softcap" : "") +
+      (spec_.masked ? ", masked" : "") + (spec_.learned_sinks ? ", learned sinks" : "") +
+      (spec_.bf16 ? ", bf16 queries" : "") + "; ";
+  if (plain_) return text + plain_->Explain();
+  return text + "stream-K over " + Text(device_.num_sms) + " CTAs, " + Text(instance_.teams) + " teams of " +
+         Text(instance_.team_warps) + " consumer warp" + (instance_.team_warps == 1 ? "" : "s") + ", " +
+         Text(num_stages_) + " stages, " + Text(shared_bytes_) + " bytes of shared memory, combine fused" +
          (spec_.programmatic_launch ? ", programmatic launch" : "");
 }
 
 void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
+  if (plain_) return plain_->InitWorkspace(workspace, stream);
   Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
         "shared memory");
   Check(cudaMemsetAsync(workspace, kNoPart & 0xff, static_cast<size_t>(workspace_bytes()), stream), "workspace");
@@ -162,8 +173,6 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
         static_cast<const void*>(a.mask), static_cast<const void*>(a.workspace)}) {
     if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
   }
-  float* partial_out = static_cast<float*>(a.workspace);
-  float* partial_lse = partial_out + num_partials() * f.head_dim;
   AttendParams params{
       .packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
       .row_pages = reinterpret_cast<const uint8_t*>(a.row_pages),
@@ -176,8 +185,8 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
       .lse = a.lse,
       .sink_logits = spec_.learned_sinks ? a.sink_logits : nullptr,
       .mask = spec_.masked ? a.mask : nullptr,
-      .partial_out = partial_out,
-      .partial_lse = partial_lse,
+      .partial_out = nullptr,  // in the workspace, each kernel's own way
+      .partial_lse = nullptr,
       .q_stride = a.q_stride ? a.q_stride : row,
       .out_stride = a.out_stride ? a.out_stride : row,
       .mask_stride = a.mask_stride,
@@ -196,6 +205,9 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
       .scale_log2 = spec_.softmax_scale * std::numbers::log2e_v<float>,
       .softcap_log2 = spec_.softcap * std::numbers::log2e_v<float>,
   };
+  if (plain_) return plain_->Run(params, a.workspace, stream);
+  params.partial_out = static_cast<float*>(a.workspace);
+  params.partial_lse = params.partial_out + num_partials() * f.head_dim;
   void* arguments[] = {&params};
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -1,15 +1,18 @@
 // Decode attention on the GPU: one new token a sequence, or a few, against packed pages, 16-bit rows and sinks. A plan checks everything and picks
 // the kernel; a run only launches it: no allocation, no wait for the device, so it can be captured in a CUDA graph and replayed after
-// lengths, page tables, queries and pages changed in device memory.
+// lengths, page tables, queries and pages changed in device memory. Packed pages are read as they are; plain pages are decoded first, in the
+// same launch (plain_attend.cuh), and Explain says "by composition".
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "src/backends/cuda/attend_instance.h"
 #include "src/backends/cuda/device.h"
 #include "src/backends/cuda/page_convert.h"
+#include "src/backends/cuda/plain_attend.h"
 
 namespace kvrazor::cuda {
 
@@ -78,6 +81,7 @@ class AttendPlan {
   AttendSpec spec_;
   Device device_;
   AttendInstance instance_{};
+  std::optional<PlainAttendPlan> plain_;  // of plain pages; the rest is then not used
   int gqa_ratio_ = 0;
   int num_blocks_ = 0;  // of query rows (new token, query head) of a kv head, each of block_rows_
   int block_rows_ = 0;

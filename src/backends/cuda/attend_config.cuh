@@ -3,6 +3,7 @@
 
 #include "src/backends/cuda/affine_page.cuh"
 #include "src/backends/cuda/attend_params.h"
+#include "src/backends/cuda/attend_result.cuh"
 #include "src/backends/cuda/attend_shared.h"
 #include "src/backends/cuda/packed_page.h"
 #include "src/backends/cuda/page_convert.h"
@@ -113,18 +114,6 @@ struct AttendConfig {
     BulkCopy(SharedAddress(stage), from, bytes, barrier, policy);
     BulkCopy(SharedAddress(stage) + kRowUnitBytes / 2, from + v_distance, bytes, barrier, policy);
   }
-
-  struct QueryRow {
-    int token, head;  // new token; of all query heads
-
-    __device__ QueryRow(const AttendParams& a, const Segment& segment, int row) {
-      const int all = segment.block * a.block_rows + row;
-      token = a.qo_len == 1 ? 0 : all / a.gqa_ratio;
-      head = segment.kv_head * a.gqa_ratio + all - token * a.gqa_ratio;
-    }
-    /// Of the row in [qo_len][heads].
-    __device__ int64_t Index(const AttendParams& a) const { return static_cast<int64_t>(token) * a.num_kv_heads * a.gqa_ratio + head; }
-  };
 };
 
 }  // namespace kvrazor::cuda

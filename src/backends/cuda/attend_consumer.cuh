@@ -30,7 +30,7 @@ struct AttendConsumer {
   }
 
   /// 16-bit rows, by one warp of the team.
-  __device__ static void TakeRows(const AttendParams& a, const Shared& sm, uint8_t* at, const uint2* fragments, Visible<kTiles> visible, int warp,
+  __device__ static void TakeRows(const AttendParams& a, const Shared& sm, uint8_t* at, const uint2* fragments, StageVisible<kTiles> visible, int warp,
                                   uint32_t& refill_parity, State& state) {
     const StageInfo& info = *visible.unit;
     const int tokens = static_cast<int>(info.tokens >> 16);
@@ -90,7 +90,7 @@ struct AttendConsumer {
         const StageInfo& info = sm.info[cursor.stage];
         uint8_t* at = sm.ring + cursor.stage * Config::kStageBytes;
         const UnitKind kind = info.kind;
-        const Visible<kTiles> visible{info.plain != 0, &info, &segment};
+        const StageVisible<kTiles> visible{info.plain != 0, &info, &segment};
         const bool takes = kind == UnitKind::kPage || (kind != UnitKind::kNothing && round % Config::kTeamWarps == part);
         if (takes) Enter(state, basis, kind == UnitKind::kPage ? Basis::kPages : Basis::kModel);
         if (kind == UnitKind::kPage) {

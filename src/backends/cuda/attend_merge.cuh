@@ -3,6 +3,7 @@
 #pragma once
 
 #include "src/backends/cuda/attend_config.cuh"
+#include "src/backends/cuda/attend_result.cuh"
 
 namespace kvrazor::cuda {
 
@@ -10,27 +11,6 @@ template <class Config>
 struct AttendMerge {
   using Shared = typename Config::Shared;
   static constexpr int kDim = Config::kDim, kConsumers = Config::kConsumers, kScratchRow = Config::kScratchRow;
-
-  __device__ static void StoreResult(const AttendParams& a, const Segment& segment, int row, int channel, float top, float sum, float4 o) {
-    const typename Config::QueryRow query(a, segment, row);
-    if (a.sink_logits) {  // a learned logit without a value
-      constexpr float kLog2E = 1.4426950408889634f;
-      const float sink = __ldg(a.sink_logits + query.head) * kLog2E;
-      const float higher = fmaxf(top, sink), factor = Exp2(top - higher);
-      sum = fmaf(sum, factor, Exp2(sink - higher));
-      o = make_float4(o.x * factor, o.y * factor, o.z * factor, o.w * factor);
-      top = higher;
-    }
-    const float inverse = sum > 0 ? __fdividef(1.f, sum) : 0.f;
-    o = make_float4(o.x * inverse, o.y * inverse, o.z * inverse, o.w * inverse);
-    uint16_t* to = a.out + segment.sequence * a.out_stride + query.Index(a) * kDim + channel;
-    *reinterpret_cast<uint2*>(to) = a.bf16 ? make_uint2(PackBf16(o.x, o.y), PackBf16(o.z, o.w)) : make_uint2(PackF16(o.x, o.y), PackF16(o.z, o.w));
-    if (a.lse && channel == 0) {
-      constexpr float kLn2 = 0.6931471805599453f;
-      const int64_t rows = static_cast<int64_t>(a.qo_len) * a.num_kv_heads * a.gqa_ratio;
-      a.lse[segment.sequence * rows + query.Index(a)] = sum > 0 ? (top + log2f(sum)) * kLn2 : -INFINITY;
-    }
-  }
 
   /// Where row `row` of part `k` of a tile lies that begins in `first_cta`. A CTA has two: of the tile that it begins, and of one begun before.
   __device__ static int64_t PartAt(int first_cta, int k, int row) {
@@ -42,24 +22,6 @@ struct AttendMerge {
   __device__ static float4 AsFloats(const uint4& v) {
     return make_float4(__uint_as_float(v.x), __uint_as_float(v.y), __uint_as_float(v.z), __uint_as_float(v.w));
   }
-
-  /// A running sum of partial results for four channels of one head.
-  struct Part {
-    float top = kNoLogit, sum = 0;
-    float4 out = {0, 0, 0, 0};
-
-    __device__ void Rescale(float higher) {
-      const float factor = Exp2(top - higher);
-      top = higher;
-      sum *= factor;
-      out = make_float4(out.x * factor, out.y * factor, out.z * factor, out.w * factor);
-    }
-    __device__ void Add(float other_top, float other_sum, const float4& o) {  // other_top <= top
-      const float w = Exp2(other_top - top);
-      sum = fmaf(w, other_sum, sum);
-      out = make_float4(fmaf(w, o.x, out.x), fmaf(w, o.y, out.y), fmaf(w, o.z, out.z), fmaf(w, o.w, out.w));
-    }
-  };
 
   /// By value: a choice between two variables would put both into memory.
   __device__ static float4 Select(bool first, float4 a, float4 b) {
@@ -158,7 +120,7 @@ struct AttendMerge {
           total.Add(other.x, other.y, outs[at]);
         }
         if constexpr (Config::kRotate) total.out = Rotate(total.out);
-        StoreResult(a, segment, row, channel, total.top, total.sum, total.out);
+        StoreResult<kDim>(a, segment, row, channel, total.top, total.sum, total.out);
       }
       ForgetParts(a, first_cta, begin, end, row, channel);
     }
@@ -204,7 +166,7 @@ struct AttendMerge {
         }
       }
       if (whole) {
-        StoreResult(a, segment, row, channel, top, sum, out);
+        StoreResult<kDim>(a, segment, row, channel, top, sum, out);
       } else {
         const int64_t at = (static_cast<int64_t>(segment.first_unit != 0) * gridDim.x + blockIdx.x) * kBlockRows + row;
         __stcg(reinterpret_cast<float4*>(a.partial_out + at * kDim + channel), Storable(out));

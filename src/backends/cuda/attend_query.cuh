@@ -19,7 +19,7 @@ struct AttendQuery {
   /// A query row, or nullptr.
   __device__ static const uint16_t* FindRow(const AttendParams& a, const Segment& segment, int row) {
     if (row >= segment.rows) return nullptr;
-    return a.q + segment.sequence * a.q_stride + typename Config::QueryRow(a, segment, row).Index(a) * kDim;
+    return a.q + segment.sequence * a.q_stride + QueryRow(a, segment, row).Index(a) * kDim;
   }
 
   /// Channels 16 kt + 2 qd and the next, and those 8 further, of a row, for every kt; as f16.

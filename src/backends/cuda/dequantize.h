@@ -7,18 +7,11 @@
 #include <cstdint>
 #include <string>
 
+#include "src/backends/cuda/dequantize_job.h"
 #include "src/backends/cuda/device.h"
 #include "src/backends/cuda/page_convert.h"
 
 namespace kvrazor::cuda {
-
-/// One page to be read back; lies in device memory.
-struct DequantizeJob {
-  int32_t source = -1;       ///< packed page; < 0: nothing is done
-  int32_t target = 0;        ///< >= 0: first of 128 rows of DequantizeArrays::k and v; < 0: the row page ~target
-  int32_t sink = -1;         ///< >= 0: the first exact_tokens rows come from this sequence's sink rows
-  int32_t exact_tokens = 0;  ///< 0 to 16
-};
 
 struct DequantizeSpec {
   PackedFormat format;
@@ -50,6 +43,9 @@ class DequantizePlan {
  private:
   DequantizeSpec spec_;
   Device device_;
+  const void* kernel_ = nullptr;
+  int threads_ = 0;
+  int shared_bytes_ = 0;
 };
 
 }  // namespace kvrazor::cuda

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kvrazor/error.h"
+#include "src/backends/cuda/page_convert.h"
 
 namespace kvrazor::cuda {
 namespace {
@@ -12,6 +13,15 @@ void Check(cudaError_t error, const char* what) {
 }
 
 }  // namespace
+
+void CheckDevice(const char* op, const PackedFormat& format, const Device& device) {
+  const bool plain = format.kind == PageKind::kPlain;
+  if (device.compute_major >= (plain ? kPlainComputeMajor : kPackedComputeMajor)) return;
+  const std::string what = std::string("cuda ") + op + ": no kernel for " + FormatText(format) + " on " + device.name +
+                           " (compute capability " + std::to_string(device.compute_major) + ".x); ";
+  throw Error(what + (plain ? "they need 8.0. Choose the cpu backend."
+                            : "they need 9.0. Keep plain pages there: MakePackedFormat(layer, compute_major)."));
+}
 
 Device CurrentDevice() {
   int id = 0;

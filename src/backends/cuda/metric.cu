@@ -9,6 +9,9 @@
 #include "kvrazor/error.h"
 #include "src/backends/cuda/metric.h"
 #include "src/backends/cuda/metric_layout.h"
+#include "src/backends/cuda/metric_params.h"
+#include "src/backends/cuda/plain_instance.h"
+#include "src/backends/cuda/plain_metric.h"
 #include "src/backends/cuda/ptx.cuh"
 #include "src/backends/cuda/seal_rows.cuh"
 
@@ -23,15 +26,6 @@ struct MomentShared {
   static constexpr int kStride = kDim + 8;           // f16 values a row: ldmatrix without bank conflicts
   uint16_t rows[kBatchRows][kStride];
   float sum[kDim][kDim + 1];
-};
-
-struct QueryParams {
-  const uint8_t* q;
-  int64_t token_bytes, head_bytes;
-  int64_t num_rows;  // sampled tokens times query heads of a kv head
-  int gqa_ratio, sample;
-  float keep;
-  float* moment;
 };
 
 /// Rows [first, first + 64) of the sample to shared memory: 0 behind the end, and where a value is not finite.
@@ -131,7 +125,6 @@ __global__ void __launch_bounds__(MomentShared<kDim>::kThreads) AddQueriesKernel
 
 // ---- factor
 constexpr int kFactorThreads = 512;
-constexpr float kDamping = 0.2f;
 
 template <int kDim>
 struct FactorShared {
@@ -159,13 +152,13 @@ __global__ void __launch_bounds__(kFactorThreads) FactorKernel(const float* mome
   const bool seen = s.trace > 0 && isfinite(s.trace) && isfinite(scale);
   for (int i = tid; i < kDim * kDim; i += kFactorThreads) {
     const int row = i / kDim, column = i % kDim;
-    const float damping = row == column ? kDamping : 0.f;
+    const float damping = row == column ? kMetricDamping : 0.f;
     s.a[row][column] = seen ? moment[i] * scale + damping : (row == column ? 1.f : 0.f);
   }
   __syncthreads();
   for (int j = kDim - 1; j >= 0; --j) {
     // A positive definite matrix keeps its pivots above the damping; rounding may not.
-    const float pivot = fmaxf(s.a[j][j], 0.5f * kDamping);
+    const float pivot = fmaxf(s.a[j][j], 0.5f * kMetricDamping);
     if (tid == 0) s.pivot[j] = pivot;
     const float inverse = __fdiv_rn(1.f, pivot);
     constexpr int kWarps = kFactorThreads / 32, kRows = 4, kColumns = kDim / 32;  // rows of a warp at once: their loads wait together
@@ -224,6 +217,15 @@ void Check(cudaError_t error, const char* what) {
   if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
 }
 
+PlainStoreInstance FindPlain(int head_dim) {
+  std::string built;
+  for (const PlainStoreInstance& i : PlainStoreInstances()) {
+    if (i.head_dim == head_dim) return i;
+    built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+  }
+  Refuse("head_dim=" + Text(head_dim) + "; this build has " + built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
+}
+
 template <class Fn>
 void DispatchDim(int head_dim, Fn fn) {
   if (head_dim == 64) return fn.template operator()<64>();
@@ -233,12 +235,15 @@ void DispatchDim(int head_dim, Fn fn) {
 }  // namespace
 
 MetricPlan::MetricPlan(const MetricSpec& spec, const Device& device) : spec_(spec), device_(device) {
-  if (device.compute_major < 9) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
-           ".x); this build has 9.0. Choose the cpu backend.");
+  const int needed = spec.plain ? kPlainComputeMajor : kPackedComputeMajor;
+  if (device.compute_major < needed) {
+    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) + ".x); " +
+           (spec.plain ? "plain pages need 8.0. Choose the cpu backend." : "packed pages need 9.0. Keep plain pages (MetricSpec::plain)."));
   }
-  if (spec.head_dim != 64 && spec.head_dim != 128) {
-    Refuse("head_dim=" + Text(spec.head_dim) + "; possible are 64 and 128. Choose the cpu backend.");
+  if (spec.plain) {
+    FindPlain(spec.head_dim);
+  } else if (spec.head_dim != 64 && spec.head_dim != 128) {
+    Refuse("head_dim=" + Text(spec.head_dim) + "; possible are 64 and 128 with packed pages. Keep plain pages (MetricSpec::plain).");
   }
   if (spec.num_kv_heads < 1 || spec.num_kv_heads > 65535) Refuse("num_kv_heads=" + Text(spec.num_kv_heads) + " is out of range.");
   if (spec.num_qo_heads < 1 || spec.num_qo_heads % spec.num_kv_heads != 0) {
@@ -247,6 +252,10 @@ MetricPlan::MetricPlan(const MetricSpec& spec, const Device& device) : spec_(spe
 }
 
 std::string MetricPlan::Explain() const {
+  if (spec_.plain) {
+    return "query metric on " + device_.name + " for plain pages: second moment and reverse Cholesky on CUDA cores, correct, not fast, " +
+           Text(spec_.num_kv_heads) + " heads of head_dim " + Text(spec_.head_dim);
+  }
   return "query metric on " + device_.name + ": second moment on f16 tensor cores, rotated once per call; reverse Cholesky in shared memory, " +
          Text(spec_.num_kv_heads) + " heads of head_dim " + Text(spec_.head_dim) + ", a CTA each";
 }
@@ -256,10 +265,12 @@ int64_t MetricPlan::moment_bytes() const {
 }
 
 int64_t MetricPlan::metric_bytes() const {
+  if (spec_.plain) return spec_.num_kv_heads * PlainMetricFloats(spec_.head_dim) * static_cast<int64_t>(sizeof(float));
   return int64_t{spec_.num_kv_heads} * (spec_.head_dim == 64 ? MetricLayout<64>::kBytes : MetricLayout<128>::kBytes);
 }
 
 void MetricPlan::Init() const {
+  if (spec_.plain) return;
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
     Check(cudaFuncSetAttribute(&AddQueriesKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(MomentShared<kDim>)), "shared memory");
     Check(cudaFuncSetAttribute(&FactorKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FactorShared<kDim>)), "shared memory");
@@ -286,6 +297,15 @@ void MetricPlan::AddQueries(const QuerySample& x, float keep, float* moment, cud
                            .sample = x.sample,
                            .keep = keep,
                            .moment = moment};
+  if (spec_.plain) {
+    const PlainKernel kernel = FindPlain(spec_.head_dim).add_queries;
+    const auto tiles = static_cast<unsigned>(spec_.head_dim / 32);
+    const void* arguments[] = {&params};
+    Check(cudaLaunchKernel(kernel.function, dim3(tiles, tiles, static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
+                           const_cast<void**>(arguments), static_cast<size_t>(kernel.shared_bytes), stream),
+          "the launch was refused");
+    return;
+  }
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
     AddQueriesKernel<kDim><<<spec_.num_kv_heads, MomentShared<kDim>::kThreads, sizeof(MomentShared<kDim>), stream>>>(params);
   });
@@ -295,6 +315,14 @@ void MetricPlan::AddQueries(const QuerySample& x, float keep, float* moment, cud
 void MetricPlan::Factor(const float* moment, void* metric, cudaStream_t stream) const {
   if (!moment || !metric) Refuse("moment and metric must not be null.");
   if (reinterpret_cast<uintptr_t>(metric) % 16 != 0) Refuse("metric must be 16-byte aligned.");
+  if (spec_.plain) {
+    const PlainKernel kernel = FindPlain(spec_.head_dim).factor;
+    const void* arguments[] = {&moment, &metric};
+    Check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
+                           const_cast<void**>(arguments), 0, stream),
+          "the launch was refused");
+    return;
+  }
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
     FactorKernel<kDim><<<spec_.num_kv_heads, kFactorThreads, sizeof(FactorShared<kDim>), stream>>>(moment, static_cast<uint8_t*>(metric));
   });

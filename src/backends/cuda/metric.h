@@ -14,6 +14,7 @@ struct MetricSpec {
   int head_dim = 0;
   int num_kv_heads = 0;
   int num_qo_heads = 0;  ///< a multiple of num_kv_heads
+  bool plain = false;    ///< for sealing plain pages, whose kernels read the factor in another order
 };
 
 /// Queries in device memory, 16-byte aligned.
@@ -33,7 +34,7 @@ class MetricPlan {
   const MetricSpec& spec() const { return spec_; }
   std::string Explain() const;
   int64_t moment_bytes() const;  ///< f32 [num_kv_heads][D][D], rotated basis, symmetric; all 0: no query seen
-  int64_t metric_bytes() const;  ///< what sealing reads (metric_layout.h)
+  int64_t metric_bytes() const;  ///< what sealing reads (metric_layout.h, plain_metric.h)
 
   /// Once per process and device, before the first run (not while capturing).
   void Init() const;

@@ -34,7 +34,8 @@ void UnpackWith(const PackedFormat& f, const uint8_t* packed, uint8_t* k_page, u
 }
 
 int RowByteOf(int head_dim, int token, int channel) {
-  return head_dim == 64 ? RowByte<64>(token, channel) : RowByte<128>(token, channel);
+  if (head_dim == 64) return RowByte<64>(token, channel);
+  return head_dim == 128 ? RowByte<128>(token, channel) : RowByte<256>(token, channel);
 }
 
 /// Calls visit(byte in the packed rows, index in [tokens][heads][head_dim], is_value) for every value.
@@ -56,6 +57,36 @@ void ForEachRowValue(const PackedFormat& f, int capacity, int num_tokens, Visit 
   }
 }
 
+/// An affine side that packed pages hold and their kernels seal.
+bool IsPackedAffine(const SideRecipe& side, Axis axis) {
+  return side.codec == Codec::kAffine && side.axis == axis && (side.bits == 2 || side.bits == 4) &&
+         side.clip_percent == 100 &&
+         (side.zero_point == ZeroPoint::kFloatMin || side.zero_point == ZeroPoint::kRounded);
+}
+
+/// Of a device with tensor-core pages.
+PageKind KindOf(const PackedFormat& f) {
+  const SideRecipe& k = f.layer.k.recipe;
+  const SideRecipe& v = f.layer.v.recipe;
+  if (f.head_dim == 256 || k.rotate != v.rotate) return PageKind::kPlain;
+  if (k.codec == Codec::kRazorKey && v.codec == Codec::kRazorValue && (k.bits == 2 || k.bits == 3) && v.bits == 2)
+    return PageKind::kRazor;
+  if (IsPackedAffine(k, Axis::kPerChannel) && IsPackedAffine(v, Axis::kPerToken)) return PageKind::kAffine;
+  return PageKind::kPlain;
+}
+
+std::string SideText(const SideRecipe& side) {
+  const std::string bits = std::to_string(side.bits) + "-bit";
+  switch (side.codec) {
+    case Codec::kF16: break;
+    case Codec::kAffine: return bits + " affine (per " + (side.axis == Axis::kPerChannel ? "channel)" : "token)");
+    case Codec::kRazorKey:
+    case Codec::kRazorValue: return bits + " razor";
+    case Codec::kCodebook: return bits + " codebook";
+  }
+  return bits;
+}
+
 }  // namespace
 
 int64_t PackedFormat::sink_bytes() const { return int64_t{num_kv_heads} * 2 * kMaxSinkTokens * head_dim * 2; }
@@ -71,13 +102,20 @@ PageForm PackedFormat::form() const {
 
 std::string PageFormText(const PageForm& form) {
   const std::string bits = std::to_string(form.key_bits) + "-bit keys";
+  if (form.kind == PageKind::kPlain) return "plain pages of " + bits;
   if (form.kind == PageKind::kAffine)
     return "affine pages of " + bits + " and " + std::to_string(form.value_bits) + "-bit values";
   return "razor pages of " + bits + (form.rank_one_mean ? " with a rank-one mean" : "") +
          (form.value_groups == 1 ? "" : " and values in groups of tokens");
 }
 
-PackedFormat MakePackedFormat(const LayerFormat& layer) {
+std::string FormatText(const PackedFormat& format) {
+  if (format.kind != PageKind::kPlain) return PageFormText(format.form());
+  return "plain pages of " + SideText(format.layer.k.recipe) + " keys and " + SideText(format.layer.v.recipe) +
+         " values";
+}
+
+PackedFormat MakePackedFormat(const LayerFormat& layer, int compute_major) {
   const SideRecipe& k = layer.k.recipe;
   const SideRecipe& v = layer.v.recipe;
   PackedFormat f;
@@ -87,35 +125,25 @@ PackedFormat MakePackedFormat(const LayerFormat& layer) {
   f.rotate = k.rotate;
   if (!(layer.k.shape == layer.v.shape))
     Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
-  if (f.head_dim != 64 && f.head_dim != 128) {
-    Refuse("no packed page for head_dim=" + std::to_string(f.head_dim) +
-           "; possible are 64 and 128. Choose the cpu backend.");
+  if (f.head_dim != 64 && f.head_dim != 128 && f.head_dim != 256) {
+    Refuse("no page for head_dim=" + std::to_string(f.head_dim) +
+           "; possible are 64, 128 and 256. Choose the cpu backend.");
   }
-  if (k.rotate != v.rotate) Refuse("keys and values must both be rotated or both not.");
-  const std::string asked =
-      "no packed page for " + std::to_string(k.bits) + "-bit keys and " + std::to_string(v.bits) + "-bit values; ";
-  if (k.codec == Codec::kRazorKey && v.codec == Codec::kRazorValue) {
-    f.kind = PageKind::kRazor;
-    if ((k.bits != 2 && k.bits != 3) || v.bits != 2)
-      Refuse(asked + "razor has keys of 2 and 3 bits and values of 2. Choose one of these or the cpu backend.");
-  } else if (k.codec == Codec::kAffine && v.codec == Codec::kAffine) {
-    f.kind = PageKind::kAffine;
-    if (k.axis != Axis::kPerChannel || v.axis != Axis::kPerToken)
-      Refuse("affine keys must be grouped per channel and values per token. Choose the cpu backend.");
-    for (const SideRecipe* side : {&k, &v}) {
-      if (side->bits != 2 && side->bits != 4)
-        Refuse(asked + "affine codes have 2 or 4 bits. Choose one of these or the cpu backend.");
-      if (side->group_size % 32 != 0)
-        Refuse("group_size=" + std::to_string(side->group_size) + "; possible are multiples of 32.");
-    }
-  } else {
-    Refuse(asked + "possible are razor keys with razor values, and affine with affine. Choose the cpu backend.");
+  if (k.codec == Codec::kF16 || v.codec == Codec::kF16) {
+    Refuse("no sealed page for " + SideText(k) + " keys and " + SideText(v) +
+           " values; both sides must be quantized. Keep such a layer in row pages only, or choose the cpu backend.");
   }
-  DispatchWords(f, [&](auto words) { f.head_bytes = decltype(words)::Page::kBytes; });
+  f.kind = compute_major >= kPackedComputeMajor ? KindOf(f) : PageKind::kPlain;
+  if (f.kind != PageKind::kPlain) DispatchWords(f, [&](auto words) { f.head_bytes = decltype(words)::Page::kBytes; });
   return f;
 }
 
 void PackPage(const PackedFormat& f, const std::byte* k_page, const std::byte* v_page, std::byte* packed) {
+  if (f.kind == PageKind::kPlain) {
+    std::memcpy(packed, k_page, static_cast<size_t>(f.layer.k.page_bytes));
+    std::memcpy(packed + f.layer.k.page_bytes, v_page, static_cast<size_t>(f.layer.v.page_bytes));
+    return;
+  }
   DispatchWords(f, [&](auto words) {
     PackWith<decltype(words)>(f, reinterpret_cast<const uint8_t*>(k_page), reinterpret_cast<const uint8_t*>(v_page),
                               reinterpret_cast<uint8_t*>(packed));
@@ -123,6 +151,11 @@ void PackPage(const PackedFormat& f, const std::byte* k_page, const std::byte* v
 }
 
 void UnpackPage(const PackedFormat& f, const std::byte* packed, std::byte* k_page, std::byte* v_page) {
+  if (f.kind == PageKind::kPlain) {
+    std::memcpy(k_page, packed, static_cast<size_t>(f.layer.k.page_bytes));
+    std::memcpy(v_page, packed + f.layer.k.page_bytes, static_cast<size_t>(f.layer.v.page_bytes));
+    return;
+  }
   DispatchWords(f, [&](auto words) {
     UnpackWith<decltype(words)>(f, reinterpret_cast<const uint8_t*>(packed), reinterpret_cast<uint8_t*>(k_page),
                                 reinterpret_cast<uint8_t*>(v_page));

@@ -37,11 +37,23 @@ void CheckLaunch(const char* what) {
   if (error != cudaSuccess) throw Error(std::string("cuda pages: ") + what + " was refused: " + cudaGetErrorString(error));
 }
 
+/// One side of plain pages, which lie with strides of their own.
+void CopyPages(std::byte* to, size_t to_stride, const std::byte* from, size_t from_stride, size_t bytes, int64_t num_pages, cudaStream_t stream) {
+  const cudaError_t error = cudaMemcpy2DAsync(to, to_stride, from, from_stride, bytes, static_cast<size_t>(num_pages), cudaMemcpyDeviceToDevice, stream);
+  if (error != cudaSuccess) throw Error(std::string("cuda pages: a copy was refused: ") + cudaGetErrorString(error));
+}
+
 }  // namespace
 
 void PackPagesAsync(const PackedFormat& f, int64_t num_pages, const std::byte* k_pages, const std::byte* v_pages, std::byte* packed,
                     cudaStream_t stream) {
   if (num_pages == 0) return;
+  if (f.kind == PageKind::kPlain) {
+    const auto k_bytes = static_cast<size_t>(f.layer.k.page_bytes), v_bytes = static_cast<size_t>(f.layer.v.page_bytes);
+    CopyPages(packed, k_bytes + v_bytes, k_pages, k_bytes, k_bytes, num_pages, stream);
+    CopyPages(packed + k_bytes, k_bytes + v_bytes, v_pages, v_bytes, v_bytes, num_pages, stream);
+    return;
+  }
   DispatchWords(f, [&](auto words) {
     PackKernel<decltype(words)><<<dim3(static_cast<unsigned>(num_pages), f.num_kv_heads), kThreads, 0, stream>>>(
         MakeCpuSide(f.layer.k), MakeCpuSide(f.layer.v), f.head_bytes, reinterpret_cast<const uint8_t*>(k_pages),
@@ -53,6 +65,12 @@ void PackPagesAsync(const PackedFormat& f, int64_t num_pages, const std::byte* k
 void UnpackPagesAsync(const PackedFormat& f, int64_t num_pages, const std::byte* packed, std::byte* k_pages, std::byte* v_pages,
                       cudaStream_t stream) {
   if (num_pages == 0) return;
+  if (f.kind == PageKind::kPlain) {
+    const auto k_bytes = static_cast<size_t>(f.layer.k.page_bytes), v_bytes = static_cast<size_t>(f.layer.v.page_bytes);
+    CopyPages(k_pages, k_bytes, packed, k_bytes + v_bytes, k_bytes, num_pages, stream);
+    CopyPages(v_pages, v_bytes, packed + k_bytes, k_bytes + v_bytes, v_bytes, num_pages, stream);
+    return;
+  }
   DispatchWords(f, [&](auto words) {
     UnpackKernel<decltype(words)><<<static_cast<unsigned>(num_pages), kThreads, 0, stream>>>(
         MakeCpuSide(f.layer.k), MakeCpuSide(f.layer.v), f.head_bytes, f.num_kv_heads, reinterpret_cast<const uint8_t*>(packed),

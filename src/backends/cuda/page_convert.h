@@ -12,9 +12,14 @@ typedef struct CUstream_st* cudaStream_t;
 
 namespace kvrazor::cuda {
 
-enum class PageKind { kRazor, kAffine };
+/// Razor and affine pages lie as tensor cores take them (packed_page.h) and need compute capability 9.0. Plain pages are the CPU's bytes
+/// (plain_page.h): every recipe, every head_dim, every card from 8.0 on; attention over them decodes them first.
+enum class PageKind { kRazor, kAffine, kPlain };
+inline constexpr int kPackedComputeMajor = 9;
+inline constexpr int kPlainComputeMajor = 8;
 
 /// What decides where the bytes of a packed page lie, and so which kernel reads it: a template argument of packed_page.h's pages each.
+/// Plain pages have a head_dim and the codes' widths only.
 struct PageForm {
   PageKind kind = PageKind::kRazor;
   int head_dim = 0;
@@ -33,17 +38,22 @@ struct PackedFormat {
   LayerFormat layer;
   int head_dim = 0;
   int num_kv_heads = 0;
-  bool rotate = false;     ///< sealed keys and values are rotated
-  int64_t head_bytes = 0;  ///< of one head's keys and values in a packed page
+  bool rotate = false;     ///< sealed keys and values are rotated (plain pages: the keys; values as their recipe says)
+  int64_t head_bytes = 0;  ///< of one head's keys and values in a packed page; 0 with plain pages
 
   PageForm form() const;
-  int64_t page_bytes() const { return head_bytes * num_kv_heads; }
+  int64_t page_bytes() const {
+    return kind == PageKind::kPlain ? layer.k.page_bytes + layer.v.page_bytes : head_bytes * num_kv_heads;
+  }
   int64_t row_page_bytes() const { return int64_t{num_kv_heads} * 2 * kPageTokens * head_dim * 2; }
   int64_t sink_bytes() const;  ///< sink rows of one sequence
 };
 
-/// Throws Error if there is no packed page for this layer, naming what is possible.
-PackedFormat MakePackedFormat(const LayerFormat& layer);
+/// The page of this layer that the fastest kernels of a device read: packed where there is such a page and compute_major is 9 or more,
+/// plain otherwise. Throws Error, naming what is possible, if the GPU has no page for it at all.
+PackedFormat MakePackedFormat(const LayerFormat& layer, int compute_major = kPackedComputeMajor);
+/// Its pages in words, without the head dimension.
+std::string FormatText(const PackedFormat& format);
 
 /// One page on the host. k_page, v_page: PageLayout::page_bytes each; packed: page_bytes().
 void PackPage(const PackedFormat& format, const std::byte* k_page, const std::byte* v_page, std::byte* packed);

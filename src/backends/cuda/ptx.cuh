@@ -68,8 +68,12 @@ __device__ __forceinline__ void BulkCopy(uint32_t to, const void* from, int byte
       "r"(bytes), "r"(barrier), "l"(policy)
       : "memory");
 }
-/// Orders this thread's own stores to shared memory before later bulk copies into it.
-__device__ __forceinline__ void FenceAsyncProxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+/// Orders this thread's own stores to shared memory before later bulk copies into it; older cards have none.
+__device__ __forceinline__ void FenceAsyncProxy() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
 /// Brings a line of global memory into the second-level cache, where stores of other kernels are seen: it may run ahead of them.
 __device__ __forceinline__ void PrefetchLine(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 /// With a programmatic launch: the next kernel of the stream may start its set-up; this one waits here until the last one is done

@@ -13,8 +13,8 @@
 
 namespace kvrazor::cuda {
 
-/// Tokens [0, valid) of the unit, valid >= 1; q from shared memory.
-template <int kDim, int kTiles, class Visible, class State>
+/// Tokens [0, valid) of the unit, valid >= 1; q from shared memory, in kQueryParts parts that add up: [part][D/16][32 lanes].
+template <int kDim, int kTiles, int kQueryParts = 1, class Visible, class State>
 __device__ __forceinline__ void AttendRows(const AttendParams& a, uint8_t* stage, const uint2* q_fragments, int valid, const Visible& visible,
                                            State& state) {
   const int lane = threadIdx.x & 31;
@@ -33,9 +33,12 @@ __device__ __forceinline__ void AttendRows(const AttendParams& a, uint8_t* stage
     for (int kt = 0; kt < kDim / 16; ++kt) {
       uint32_t k[4];
       LoadMatrices(k, row + ((2 * kt + (lane >> 4)) ^ (token & 7)) * 16);
-      const uint2 q = q_fragments[kt * 32 + lane];
       float(&c)[4] = kt % 2 ? odd : s;
-      MmaF16(c[0], c[1], c[2], c[3], k[0], k[1], k[2], k[3], q.x, q.y);
+#pragma unroll
+      for (int part = 0; part < kQueryParts; ++part) {
+        const uint2 q = q_fragments[(part * (kDim / 16) + kt) * 32 + lane];
+        MmaF16(c[0], c[1], c[2], c[3], k[0], k[1], k[2], k[3], q.x, q.y);
+      }
     }
   }
 

@@ -5,6 +5,8 @@
 #include <algorithm>
 
 #include "kvrazor/error.h"
+#include "src/backends/cuda/plain_instance.h"
+#include "src/backends/cuda/plain_page.h"
 #include "src/backends/cuda/seal_params.h"
 
 namespace kvrazor::cuda {
@@ -26,7 +28,20 @@ int TokensPerBlock(const SealInstance& instance) {
   return instance.few_pages.split * instance.few_pages.threads / (instance.form.head_dim / 8);
 }
 
+/// The kernel over plain pages, which takes any number of them.
+SealInstance FindPlain(const PackedFormat& f) {
+  std::string built;
+  for (const PlainStoreInstance& i : PlainStoreInstances()) {
+    const SealVariant variant{i.seal.function, 1, 1, i.seal.threads, i.seal.shared_bytes};
+    if (i.head_dim == f.head_dim) return {f.form(), variant, variant, i.dequantize.function, i.dequantize.threads};
+    built += (built.empty() ? "" : ", ") + Text(i.head_dim);
+  }
+  Refuse("no kernel for " + FormatText(f) + " at head_dim=" + Text(f.head_dim) + "; this build has head_dim " + built +
+         ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
+}
+
 SealInstance FindInstance(const PackedFormat& f) {
+  if (f.kind == PageKind::kPlain) return FindPlain(f);
   const PageForm form = f.form();
   std::string built;
   for (const SealInstance& i : SealInstances()) {
@@ -56,10 +71,7 @@ void CheckAligned(const void* p, const char* name) {
 
 SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), device_(device) {
   const PackedFormat& f = spec.format;
-  if (device.compute_major < 9) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
-           ".x); this build has 9.0. Choose the cpu backend.");
-  }
+  CheckDevice("seal", f, device);
   if (spec.max_jobs < 0 || spec.max_jobs + kMaxStoreBlocks > kMaxJobs) {
     Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to " + Text(kMaxJobs - kMaxStoreBlocks) +
            ". Seal in several runs.");
@@ -72,8 +84,9 @@ SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), de
            Text(kMaxStoreBlocks * TokensPerBlock(instance_)) + ". Append in several runs.");
   }
   if (f.kind == PageKind::kRazor && f.layer.v.recipe.group_size != 0 && f.layer.v.recipe.group_size != 32) {
-    Refuse("razor values in groups of " + Text(f.layer.v.recipe.group_size) +
-           " tokens; possible are 32 or the whole page. Choose the cpu backend.");
+    Refuse(
+        "razor values in groups of " + Text(f.layer.v.recipe.group_size) +
+        " tokens; possible in packed pages are 32 or the whole page. Keep plain pages, or seal with the cpu backend.");
   }
   const int shared_bytes = std::max(instance_.many_pages.shared_bytes, instance_.few_pages.shared_bytes);
   if (shared_bytes > device.shared_bytes) {
@@ -86,8 +99,8 @@ SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), de
 
 std::string SealPlan::Explain() const {
   const PackedFormat& f = spec_.format;
-  std::string text = "seal on " + device_.name + ": " + PageFormText(f.form()) + (f.rotate ? ", rotated" : "") +
-                     ", head_dim " + Text(f.head_dim) + ", up to " + Text(spec_.max_jobs) + " pages a run, a CTA of " +
+  std::string text = "seal on " + device_.name + ": " + FormatText(f) + (f.rotate ? ", rotated" : "") + ", head_dim " +
+                     Text(f.head_dim) + ", up to " + Text(spec_.max_jobs) + " pages a run, a CTA of " +
                      Text(instance_.many_pages.threads) + " threads a head and side, " +
                      Text(instance_.many_pages.shared_bytes) + " bytes of shared memory";
   if (cluster_) text += ", token norms summed over a cluster of " + Text(f.num_kv_heads) + " heads";
@@ -95,6 +108,7 @@ std::string SealPlan::Explain() const {
     text += ", token norms summed by every head for itself (more than " + Text(kMaxClusterHeads) +
             " heads: keys are read " + Text(f.num_kv_heads + 1) + " times)";
   }
+  if (f.kind == PageKind::kPlain) text += ", one kernel for every codec: correct, not fast";
   if (f.kind == PageKind::kRazor) text += ", codes by error feedback on f16 tensor cores in two parts";
   if (spec_.max_tokens > 0) {
     text +=
@@ -179,6 +193,16 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
   p.norms_in_cluster = cluster_;
   p.rotate = f.rotate;
 
+  if (f.kind == PageKind::kPlain) {
+    const PlainPage page = MakePlainPage(f);
+    const void* plain_arguments[] = {&p, &page};
+    const dim3 grid(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(p.store.num_blocks + a.num_jobs), 2);
+    Check(cudaLaunchKernel(
+              instance_.many_pages.function, grid, dim3(static_cast<unsigned>(instance_.many_pages.threads)),
+              const_cast<void**>(plain_arguments), static_cast<size_t>(instance_.many_pages.shared_bytes), stream),
+          "the launch was refused");
+    return;
+  }
   const SealVariant& variant = t ? instance_.few_pages : instance_.many_pages;
   const int cluster = cluster_ ? f.num_kv_heads : variant.split;
   cudaLaunchAttribute attribute{};

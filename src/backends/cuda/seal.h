@@ -35,7 +35,7 @@ struct SealArrays {
   int32_t* page_table = nullptr;         ///< or nullptr: SealJob::table_entry is not read
   const SealJob* jobs = nullptr;         ///< [num_jobs]
   int num_jobs = 0;
-  /// Razor: what FactorMetric wrote (metric.h), or nullptr: the identity, as before any query was seen.
+  /// Razor: what MetricPlan::Factor wrote (metric.h; of plain pages with MetricSpec::plain), or nullptr: the identity, as before any query was seen.
   const void* metric = nullptr;
 };
 

@@ -1,4 +1,4 @@
-// The sealing kernels that this build has: one for each form of page, written into the build folder by CMake.
+// The kernels that write and read back packed pages which this build has: a set for each form of page, written into the build folder by CMake.
 #pragma once
 
 #include <span>
@@ -19,6 +19,8 @@ struct SealInstance {
   PageForm form;
   SealVariant many_pages;  // for throughput
   SealVariant few_pages;   // for an append: for the time of one page
+  const void* dequantize;  // __global__ void (DequantizeParams)
+  int dequantize_threads;
 };
 
 std::span<const SealInstance> SealInstances();

@@ -11,20 +11,11 @@
 
 #include <type_traits>
 
+#include "src/backends/cuda/seal_quarters.cuh"
 #include "src/backends/cuda/seal_tile.cuh"
+#include "src/backends/cuda/small_floats.cuh"
 
 namespace kvrazor::cuda {
-
-/// EncodeE5M3 and DecodeE5M3 of kvrazor/layout.h.
-__device__ __forceinline__ float DeviceDecodeE5M3(uint8_t b) { return FromF16(static_cast<uint16_t>(b << 7)); }
-__device__ __forceinline__ uint8_t DeviceEncodeE5M3(float x) {
-  if (!(x > 0)) return 0;
-  if (x >= 61440.f) return 0xf7;
-  const int exponent = static_cast<int>(__float_as_uint(x) >> 23) - 127;  // floor(log2 x); below -126 it does not matter
-  const int step = max(exponent, -14) - 3;
-  const float units = rintf(ldexpf(x, -step));
-  return static_cast<uint8_t>(__half_as_ushort(__float2half_rn(ldexpf(units, step))) >> 7);
-}
 
 template <class PackedPage, int kDim, int kGroups, int kSplit>
 struct RazorValueSeal {
@@ -37,13 +28,9 @@ struct RazorValueSeal {
   static constexpr int kMaxSums = 7;                    // of a channel by quarters
   static_assert(kWhole || kSplit == 4);
 
-  struct Parts {
-    float sums[2][4][kMaxSums][32];  // [in turns][quarter]..
-  };
-  struct Nothing {};
   struct Shared {
     uint32_t tile[kTokens][kChannels];  // channel x of token t at x ^ Swizzle(t)
-    std::conditional_t<kWhole, Nothing, Parts> parts;
+    std::conditional_t<kWhole, OneThread, QuarterSums<kMaxSums>> quarters;
   };
 
   __device__ static void Begin(const SealParams&, int, Shared&) {}
@@ -111,40 +98,6 @@ struct RazorValueSeal {
     }
   }
 
-  /// total = parts of the four quarters of a channel, merged as (0, 1), (2, 3): part(quarter, sums) and merge(sums, sums).
-  template <int kCount, class Part, class Merge>
-  __device__ static void OverQuarters(int turn, Shared& s, float (&total)[kCount], Part part, Merge merge) {
-    static_assert(kCount <= kMaxSums);
-    if constexpr (kWhole) {
-      float a[kCount], b[kCount];
-      part(0, total);
-      part(1, a);
-      merge(total, a);
-      part(2, a);
-      part(3, b);
-      merge(a, b);
-      merge(total, a);
-    } else {
-      auto& sums = s.parts.sums[turn & 1];
-      const int channel = threadIdx.x & 31, quarter = static_cast<int>(threadIdx.x / 32);
-      float a[kCount], b[kCount], c[kCount];
-      part(quarter, a);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[quarter][i][channel] = a[i];
-      __syncthreads();
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        total[i] = sums[0][i][channel];
-        a[i] = sums[1][i][channel];
-        b[i] = sums[2][i][channel];
-        c[i] = sums[3][i][channel];
-      }
-      merge(total, a);
-      merge(b, c);
-      merge(total, b);
-    }
-  }
-
   /// A line through u: code q has the value middle + scale (q - 3/2).
   struct Clip {
     float scale, middle = 0;
@@ -197,8 +150,9 @@ struct RazorValueSeal {
     const auto u = [&](int t) { return __uint_as_float(s.tile[t][x ^ Swizzle(t)]); };
     const auto sum_up = [&]<int kCount>(int turn, float (&total)[kCount], auto part, auto merge) {
       if constexpr (kQuarters == 4) {
-        OverQuarters(turn, s, total, part, merge);
+        OverQuarters(s.quarters, turn, total, part, merge);
       } else {
+        for (float& x : total) x = 0;
         part(first, total);
       }
     };
@@ -238,8 +192,6 @@ struct RazorValueSeal {
     narrow.Begin();
     float sums[7];  // wide, narrow, x
     sum_up(1, sums, [&](int quarter, float (&to)[7]) {
-#pragma unroll
-      for (int i = 0; i < 7; ++i) to[i] = 0;
       over_tokens(quarter, [&](float y) {
         y -= mid;
         to[6] += y;
@@ -254,8 +206,6 @@ struct RazorValueSeal {
     narrow.Begin();
     float again[6];
     sum_up(0, again, [&](int quarter, float (&to)[6]) {
-#pragma unroll
-      for (int i = 0; i < 6; ++i) to[i] = 0;
       over_tokens(quarter, [&](float y) {
         y -= mid;
         wide.Add(y, &to[0]);

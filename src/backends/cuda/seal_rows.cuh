@@ -137,24 +137,21 @@ __device__ __forceinline__ void LaneStage(float (&x)[kCount]) {
   for (int i = 0; i < kCount; ++i) x[i] = fmaf(x[i], sign, __shfl_xor_sync(~0u, x[i], kMask));
 }
 
-/// A token's 16 channels in two chunks, D/16 threads a token: chunk 0 is Chunk(j), chunk 1 is Chunk(j) + kOther.
-/// kInterleaved: chunks x and x + 2 (channel bit 4 in registers), as the tensor-core order of affine keys wants them; else x and x + D/16.
-template <int kDim, bool kInterleaved>
+/// A token's 16 channels in two chunks, D/16 threads a token: chunks Chunk(j) and Chunk(j) + 2, so that channel bit 4 lies in registers, as
+/// the tensor-core order of affine keys wants it.
+template <int kDim>
 struct RowTile {
-  static constexpr int kThreadsPerToken = kDim / 16;
-  static constexpr int kOther = kInterleaved ? 2 : kThreadsPerToken;
-  __device__ static int Chunk(int j) { return kInterleaved ? 4 * (j >> 1) + (j & 1) : j; }
+  __device__ static int Chunk(int j) { return 4 * (j >> 1) + (j & 1); }
 
   /// x <- H x without the factor 1 / sqrt(D).
   __device__ static void Rotate(float (&x)[16]) {
     RegisterStage<1>(x);
     RegisterStage<2>(x);
     RegisterStage<4>(x);
-    LaneStage<1>(x);                                 // channel bit 3
-    if constexpr (kInterleaved) RegisterStage<8>(x);  // bit 4
-    LaneStage<2>(x);                                 // bit 5, or 4
-    if constexpr (kDim == 128) LaneStage<4>(x);       // bit 6, or 5
-    if constexpr (!kInterleaved) RegisterStage<8>(x);
+    LaneStage<1>(x);                            // channel bit 3
+    RegisterStage<8>(x);                        // 4
+    LaneStage<2>(x);                            // 5
+    if constexpr (kDim == 128) LaneStage<4>(x);  // 6
   }
 };
 
@@ -173,8 +170,8 @@ __device__ __forceinline__ void RotateRun32(float (&x)[32]) {
 /// 1 / sqrt(D), rounded to nearest.
 template <int kDim>
 __device__ __forceinline__ float RotationFactor(bool rotate) {
-  static_assert(kDim == 64 || kDim == 128);
-  return rotate ? (kDim == 64 ? 0.125f : 0.08838834764831845f) : 1.f;
+  static_assert(kDim == 64 || kDim == 128 || kDim == 256);
+  return rotate ? (kDim == 64 ? 0.125f : kDim == 128 ? 0.08838834764831845f : 0.0625f) : 1.f;
 }
 
 /// Rows of the exact tokens as they are, in token order, to the sink rows of a sequence.
@@ -218,6 +215,13 @@ __device__ __forceinline__ float Reciprocal(float x) {
 
 __device__ __forceinline__ uint16_t SaturatedF16(float x) {
   return __half_as_ushort(__float2half_rn(fminf(fmaxf(x, -65504.f), 65504.f)));
+}
+__device__ __forceinline__ uint32_t PackSaturated(float x, float y) {
+  const half2 pair = __floats2half2_rn(fminf(fmaxf(x, -65504.f), 65504.f), fminf(fmaxf(y, -65504.f), 65504.f));
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ __forceinline__ uint4 PackChunk(const float* x) {
+  return make_uint4(PackSaturated(x[0], x[1]), PackSaturated(x[2], x[3]), PackSaturated(x[4], x[5]), PackSaturated(x[6], x[7]));
 }
 __device__ __forceinline__ float FromF16(uint16_t x) { return __half2float(__ushort_as_half(x)); }
 

@@ -116,7 +116,10 @@ INSTANTIATE_TEST_SUITE_P(Formats, CudaAppendTest,
                                                   {"oscar", {8, 128}},
                                                   {"oscar", {9, 64}},
                                                   {"kivi", {2, 128}},
-                                                  {"oscar:k4g32,v4g32", {2, 128}}})),
+                                                  {"oscar:k4g32,v4g32", {2, 128}},
+                                                  {"quarot", {3, 256}},
+                                                  {"turboquant-2.5", {2, 64}},
+                                                  {"oscar", {2, 128}, kPlainComputeMajor}})),
                          FormatName);
 
 TEST(CudaAppendPlanTest, RefusesWhatCannotBe) {

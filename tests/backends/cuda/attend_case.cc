@@ -28,7 +28,8 @@ AttendCase::AttendCase(const CaseShape& shape)
     : shape_(shape), recipe_(ParseRecipe(shape.recipe)), random_(shape.seed) {
   const HeadShape heads{shape.num_kv_heads, shape.head_dim};
   format_ =
-      MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)});
+      MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)},
+                       shape.compute_major);
   for (int i = 0; i < kDistinctPages; ++i) AddPackedPage();
   for (int i = 0; i < kDistinctPages; ++i) AddRowPage(kPageTokens);
   for (int b = 0; b < batch_size(); ++b) {

@@ -30,6 +30,7 @@ struct CaseShape {
   bool learned_sinks = false;
   bool bf16 = false;
   int ring_stages = 0;
+  int compute_major = kPackedComputeMajor;  ///< below: plain pages whatever the recipe
   uint32_t seed = 1;
 };
 

@@ -1,5 +1,5 @@
 // Decode attention against float64 on the same codes. What is left is rounding: logits from 16-bit fixed point (razor) or f16 operands
-// in two parts (affine), weights likewise, f16 output: relative L2 error 2e-3 over a case, 5e-3 for a single head.
+// in two parts (affine), or keys and values rounded to f16 (plain pages), weights likewise, f16 output: relative L2 error 2e-3 over a case, 5e-3 for a single head.
 #include "src/backends/cuda/attend.h"
 
 #include <gmock/gmock.h>
@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "kvrazor/error.h"
+#include "src/backends/cuda/plain_instance.h"
 #include "src/core/half.h"
 #include "tests/backends/cuda/attend_case.h"
 
@@ -80,14 +81,40 @@ void RunCase(const CaseShape& shape) {
 struct Variant {
   std::string recipe;
   int head_dim;
+  int compute_major = kPackedComputeMajor;
 };
 
+std::string TextOf(const Variant& v) {
+  return NameOf(v.recipe) + "_" + std::to_string(v.head_dim) + (v.compute_major < kPackedComputeMajor ? "_plain" : "");
+}
+void PrintTo(const Variant& v, std::ostream* out) { *out << TextOf(v); }
+std::string VariantName(const testing::TestParamInfo<Variant>& info) { return TextOf(info.param); }
+
+/// Variants without those that this build has no kernels for (KVRAZOR_CUDA_HEAD_DIMS, KVRAZOR_CUDA_FORMS).
+std::vector<Variant> Built(std::vector<Variant> variants) {
+  std::erase_if(variants, [](const Variant& v) {
+    const Recipe recipe = ParseRecipe(v.recipe);
+    const HeadShape shape{2, v.head_dim};
+    const PackedFormat format = MakePackedFormat(
+        {MakePageLayout(recipe.k, Side::kKey, shape), MakePageLayout(recipe.v, Side::kValue, shape)}, v.compute_major);
+    const auto packed = AttendInstances();
+    const auto plain = PlainAttendInstances();
+    if (format.kind == PageKind::kPlain)
+      return std::none_of(plain.begin(), plain.end(), [&](const auto& i) { return i.head_dim == v.head_dim; });
+    return std::none_of(packed.begin(), packed.end(),
+                        [&](const auto& i) { return i.form == format.form() && i.rotate == format.rotate; });
+  });
+  return variants;
+}
+
+GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(AttendTest);
 class AttendTest : public testing::TestWithParam<Variant> {
  protected:
   CaseShape Shape(std::vector<int> kv_len) const {
     CaseShape s;
     s.recipe = GetParam().recipe;
     s.head_dim = GetParam().head_dim;
+    s.compute_major = GetParam().compute_major;
     s.kv_len = std::move(kv_len);
     return s;
   }
@@ -118,6 +145,15 @@ TEST_P(AttendTest, OneLongSequenceOverAllMultiprocessors) {
   RunCase(s);
   s.kv_len = {30000, 1, 20011};
   s.gqa_ratio = 8;
+  RunCase(s);
+}
+
+TEST_P(AttendTest, AMillionTokens) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  // In the middle of a page, behind its end, and where kv_len needs its 21st bit.
+  CaseShape s = Shape({1000000, 7812 * kPageTokens + 1, (1 << 20) + 1});
+  s.num_kv_heads = 1;
+  s.gqa_ratio = 1;
   RunCase(s);
 }
 
@@ -201,12 +237,41 @@ TEST_P(AttendTest, SoftcapMaskAndLearnedSinks) {
 TEST_P(AttendTest, RingOfAnyLength) {
   KVRAZOR_SKIP_WITHOUT_DEVICE();
   if (GetParam().head_dim != 64) GTEST_SKIP() << "pages of head_dim 128 leave room for few lengths";
+  if (AttendCase(Shape({1})).spec().format.kind == PageKind::kPlain) GTEST_SKIP() << "plain pages pass through no ring";
   for (const int stages : {8, 9, 13}) {
     SCOPED_TRACE(testing::Message() << stages << " stages");
     CaseShape s = Shape({});
     for (int b = 0; b < 100; ++b) s.kv_len.push_back((b * 7919) % 1500);
     s.ring_stages = stages;
     RunCase(s);
+  }
+}
+
+TEST_P(AttendTest, SmallerBatchesInTheSameWorkspace) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  const CaseShape s = Shape({3000, 100, 1999, 513});
+  const AttendCase c(s);
+  const AttendPlan plan(c.spec(), CurrentDevice());
+  AttendCase::OnDevice device(c, plan);
+  AttendArrays arrays = device.arrays();
+  const Expected all = c.Reference();
+  for (const int batch_size : {4, 1, 3, 2, 4}) {
+    SCOPED_TRACE(batch_size);
+    device.Poison();
+    arrays.batch_size = batch_size;
+    plan.Run(arrays, nullptr);
+    CheckCuda(cudaDeviceSynchronize());
+    auto out = device.out.Download();
+    auto lse = device.lse.Download();
+    for (size_t i = out.size() / 4 * static_cast<size_t>(batch_size); i < out.size(); ++i)
+      ASSERT_EQ(out[i], 0xffff) << "wrote behind the batch";
+    const auto part = [&](auto& of) { of.resize(of.size() / 4 * static_cast<size_t>(batch_size)); };
+    Expected want = all;
+    part(out);
+    part(lse);
+    part(want.out);
+    part(want.lse);
+    ExpectClose(out, lse, want, s, c);
   }
 }
 
@@ -250,15 +315,42 @@ TEST_P(AttendTest, GraphReplayFollowsLengthsAndTables) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, AttendTest,
-                         testing::Values(Variant{"razor-2", 128}, Variant{"razor-2:sinks=0", 128},
-                                         Variant{"razor-2", 64}, Variant{"razor-2r", 128}, Variant{"razor-2:k3", 64},
-                                         Variant{"razor-3", 64}, Variant{"razor-3", 128}, Variant{"razor-3v", 128},
-                                         Variant{"oscar", 128}, Variant{"oscar:sinks=16", 64}, Variant{"kivi", 128},
-                                         Variant{"oscar:k2g128,v2g64", 128}, Variant{"oscar:k4g32,v4g32", 128},
-                                         Variant{"oscar:k4g64", 64}, Variant{"kivi:v4g32", 128}),
-                         [](const auto& info) {
-                           return NameOf(info.param.recipe) + "_" + std::to_string(info.param.head_dim);
-                         });
+                         testing::ValuesIn(Built({{"razor-2", 128},
+                                                  {"razor-2:sinks=0", 128},
+                                                  {"razor-2", 64},
+                                                  {"razor-2r", 128},
+                                                  {"razor-2:k3", 64},
+                                                  {"razor-3", 64},
+                                                  {"razor-3", 128},
+                                                  {"razor-3v", 128},
+                                                  {"oscar", 128},
+                                                  {"oscar:sinks=16", 64},
+                                                  {"kivi", 128},
+                                                  {"oscar:k2g128,v2g64", 128},
+                                                  {"oscar:k4g32,v4g32", 128},
+                                                  {"oscar:k4g64", 64},
+                                                  {"kivi:v4g32", 128}})),
+                         VariantName);
+
+// Plain pages: every codec and width of codes, every head_dim, and the recipes that have packed pages on newer cards.
+INSTANTIATE_TEST_SUITE_P(PlainPages, AttendTest,
+                         testing::ValuesIn(Built({{"quarot", 128},
+                                                  {"quarot-sym:k4g32,v4g32", 64},
+                                                  {"turboquant-2", 64},
+                                                  {"turboquant-2.5", 128},
+                                                  {"turboquant-3", 256},
+                                                  {"turboquant-2:k4,v4", 128},
+                                                  {"oscar:k3g64,v3g32", 128},
+                                                  {"oscar-kernel", 128},
+                                                  {"oscar:sinks=16", 256},
+                                                  {"kivi", 256},
+                                                  {"razor-2", 256},
+                                                  {"razor-3v", 256},
+                                                  {"quarot:k2g128,v2g128", 256},
+                                                  {"razor-2", 128, kPlainComputeMajor},
+                                                  {"razor-2:k4,v2g64", 64, kPlainComputeMajor},
+                                                  {"oscar:k4g32,v4g32", 64, kPlainComputeMajor}})),
+                         VariantName);
 
 // ---- what a plan refuses; needs no device
 Device Hopper() { return {.name = "a device", .compute_major = 9, .num_sms = 132, .shared_bytes = 232448}; }
@@ -293,6 +385,26 @@ TEST(AttendPlanTest, SaysWhatItPicked) {
   EXPECT_THAT(text, testing::HasSubstr("4 query heads a kv head"));
 }
 
+AttendSpec PlainSpec() {
+  AttendSpec s = GoodSpec();
+  s.format = MakePackedFormat(s.format.layer, kPlainComputeMajor);
+  return s;
+}
+
+TEST(AttendPlanTest, SaysThatPlainPagesAreDecodedFirst) {
+  Device old = Hopper();
+  old.compute_major = 8;
+  old.shared_bytes = 99 * 1024;  // of a card of compute capability 8.6 or 8.9
+  EXPECT_THAT(MessageOf(PlainSpec(), Hopper()), testing::HasSubstr("accepted"));
+  EXPECT_THAT(MessageOf(PlainSpec(), old), testing::HasSubstr("by composition: each warp decodes 16 tokens"));
+  EXPECT_THAT(MessageOf(PlainSpec(), old), testing::HasSubstr("plain pages of 2-bit razor keys"));
+  old.compute_major = 7;
+  EXPECT_THAT(MessageOf(PlainSpec(), old), testing::HasSubstr("they need 8.0"));
+  AttendSpec rings = PlainSpec();
+  rings.ring_stages = 8;
+  EXPECT_THAT(MessageOf(rings, Hopper()), testing::HasSubstr("ring_stages=8"));
+}
+
 TEST(AttendPlanTest, RefusesWhatItCannotRun) {
   const auto with = [](auto change) {
     AttendSpec s = GoodSpec();
@@ -316,7 +428,7 @@ TEST(AttendPlanTest, RefusesWhatItCannotRun) {
   EXPECT_THAT(with([](AttendSpec& s) { s.format.rotate = false; }), testing::HasSubstr("no kernel"));
   Device old = Hopper();
   old.compute_major = 8;
-  EXPECT_THAT(MessageOf(GoodSpec(), old), testing::HasSubstr("compute capability 8"));
+  EXPECT_THAT(MessageOf(GoodSpec(), old), testing::HasSubstr("compute capability 8.x); they need 9.0. Keep plain"));
 }
 
 TEST(AttendPlanTest, RunRefusesImpossibleArguments) {

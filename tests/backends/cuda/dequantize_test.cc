@@ -114,6 +114,7 @@ TEST_P(CudaDequantizeTest, RowsAreTheReferences) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, CudaDequantizeTest, testing::ValuesIn(FormatCases()), FormatName);
+INSTANTIATE_TEST_SUITE_P(PlainPages, CudaDequantizeTest, testing::ValuesIn(PlainFormatCases()), FormatName);
 
 TEST(CudaDequantizePlanTest, RefusesWhatCannotBe) {
   const Device device{.name = "a device", .compute_major = 9, .num_sms = 132, .shared_bytes = 232448};

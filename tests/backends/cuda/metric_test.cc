@@ -18,6 +18,7 @@ namespace {
 
 struct Shape {
   int head_dim, num_kv_heads, gqa_ratio;
+  bool plain = false;
 };
 
 class CudaMetricTest : public testing::TestWithParam<Shape> {
@@ -27,7 +28,7 @@ class CudaMetricTest : public testing::TestWithParam<Shape> {
         num_qo_heads_(shape_.num_kv_heads * GetParam().gqa_ratio) {}
 
   MetricPlan Plan() const {
-    const MetricPlan plan({shape_.head_dim, shape_.num_kv_heads, num_qo_heads_}, CurrentDevice());
+    const MetricPlan plan({shape_.head_dim, shape_.num_kv_heads, num_qo_heads_, GetParam().plain}, CurrentDevice());
     plan.Init();
     return plan;
   }
@@ -93,23 +94,32 @@ TEST_P(CudaMetricTest, MomentIsTheReferences) {
   }
 }
 
+/// Entry (i, c) of I + W as sealing reads it: from the fragments of tensor cores, and within a block of 16 channels once more in f32.
 template <int kDim>
-void CheckFactor(const reference::Feedback& want, const std::byte* metric) {
+double PackedWeight(const std::byte* metric, int i, int c) {
   using Layout = MetricLayout<kDim>;
   const auto* fragments = reinterpret_cast<const uint32_t*>(metric + Layout::kFragments);
+  const int kt = i / 16, q = i % 16 / 4, e = i % 4, block = c / 16, g = c % 8, word = 2 * (e / 2) + c % 16 / 8;
+  const int64_t at = ((int64_t{kt} * Layout::kBlocks + block) * 64 + 4 * g + q) * 4 + word;
+  const auto half = [&](int64_t from) { return F32FromF16(static_cast<f16_bits>(fragments[from] >> (16 * (e % 2)))); };
+  return double{half(at)} + half(at + 32 * 4);
+}
+
+template <int kDim>
+void CheckFactor(const reference::Feedback& want, const std::byte* metric, bool plain) {
+  using Layout = MetricLayout<kDim>;
   const auto* within = reinterpret_cast<const float*>(metric + Layout::kWithin);
-  const auto* pivots = reinterpret_cast<const float*>(metric + Layout::kPivots);
+  const auto* weights = reinterpret_cast<const float*>(metric);
+  const auto* pivots = plain ? weights + kDim * kDim : reinterpret_cast<const float*>(metric + Layout::kPivots);
   double worst = 0;
   for (int i = 0; i < kDim; ++i) {
-    for (int c = 0; c < kDim; ++c) {
-      const int kt = i / 16, q = i % 16 / 4, e = i % 4, block = c / 16, g = c % 8, word = 2 * (e / 2) + c % 16 / 8;
-      const int64_t at = ((int64_t{kt} * Layout::kBlocks + block) * 64 + 4 * g + q) * 4 + word;
-      const auto half = [&](int64_t from) {
-        return F32FromF16(static_cast<f16_bits>(fragments[from] >> (16 * (e % 2))));
-      };
-      const double w = double{half(at)} + half(at + 32 * 4);
+    for (int c = plain ? i + 1 : 0; c < kDim; ++c) {
       const double expected = i < c ? want.weights(i, c) : 0.0;
-      worst = std::max(worst, std::abs(w - (i == c ? 1.0 : expected)));  // I + W
+      if (plain) {
+        worst = std::max(worst, std::abs(weights[i * kDim + c] - expected));
+        continue;
+      }
+      worst = std::max(worst, std::abs(PackedWeight<kDim>(metric, i, c) - (i == c ? 1.0 : expected)));  // I + W
       if (i / 16 == c / 16) {
         worst = std::max(worst, std::abs(within[(i / 16) * 256 + i % 16 * 16 + c % 16] - expected));
       }
@@ -120,6 +130,11 @@ void CheckFactor(const reference::Feedback& want, const std::byte* metric) {
   // d_c up to a common factor: A is scaled to tr A = 1.2 D.
   for (int c = 0; c < kDim; ++c)
     EXPECT_NEAR(pivots[c] / pivots[0], want.pivots[c] / want.pivots[0], 1e-3 * want.pivots[c] / want.pivots[0]) << c;
+}
+
+void CheckFactorOf(int head_dim, const reference::Feedback& want, const std::byte* metric, bool plain) {
+  if (head_dim == 64) return CheckFactor<64>(want, metric, plain);
+  head_dim == 128 ? CheckFactor<128>(want, metric, plain) : CheckFactor<256>(want, metric, plain);
 }
 
 TEST_P(CudaMetricTest, FactorIsTheReferences) {
@@ -136,7 +151,7 @@ TEST_P(CudaMetricTest, FactorIsTheReferences) {
     for (int h = 0; h < shape_.num_kv_heads; ++h) {
       const auto want = reference::FactorMetric(reference::SealMetric(&page.moment, h, shape_.head_dim));
       const std::byte* head = bytes.data() + h * (plan.metric_bytes() / shape_.num_kv_heads);
-      shape_.head_dim == 64 ? CheckFactor<64>(want, head) : CheckFactor<128>(want, head);
+      CheckFactorOf(shape_.head_dim, want, head, GetParam().plain);
     }
   }
   // Nothing seen, or nonsense: the identity.
@@ -149,16 +164,27 @@ TEST_P(CudaMetricTest, FactorIsTheReferences) {
     reference::Matrix identity(shape_.head_dim);
     for (int i = 0; i < shape_.head_dim; ++i) identity(i, i) = 1;
     const auto want = reference::FactorMetric(identity);
-    shape_.head_dim == 64 ? CheckFactor<64>(want, bytes.data()) : CheckFactor<128>(want, bytes.data());
+    CheckFactorOf(shape_.head_dim, want, bytes.data(), GetParam().plain);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Shapes, CudaMetricTest,
-                         testing::Values(Shape{64, 2, 1}, Shape{128, 1, 4}, Shape{128, 3, 7}, Shape{64, 1, 16}),
-                         [](const auto& info) {
-                           return std::to_string(info.param.num_kv_heads) + "x" + std::to_string(info.param.head_dim) +
-                                  "_gqa" + std::to_string(info.param.gqa_ratio);
-                         });
+/// Those that this build has kernels for (KVRAZOR_CUDA_HEAD_DIMS).
+std::vector<Shape> BuiltShapes(std::vector<Shape> shapes) {
+  std::erase_if(shapes, [](const Shape& s) {
+    const auto plain = PlainStoreInstances();
+    return s.plain && std::none_of(plain.begin(), plain.end(), [&](const auto& i) { return i.head_dim == s.head_dim; });
+  });
+  return shapes;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Shapes, CudaMetricTest,
+    testing::ValuesIn(BuiltShapes(
+        {{64, 2, 1}, {128, 1, 4}, {128, 3, 7}, {64, 1, 16}, {256, 2, 3, true}, {64, 3, 1, true}, {128, 2, 2, true}})),
+    [](const auto& info) {
+      return std::to_string(info.param.num_kv_heads) + "x" + std::to_string(info.param.head_dim) + "_gqa" +
+             std::to_string(info.param.gqa_ratio) + (info.param.plain ? "_plain" : "");
+    });
 
 TEST(CudaMetricPlanTest, RefusesWhatCannotBe) {
   const Device device{.name = "a device", .compute_major = 9, .num_sms = 132, .shared_bytes = 232448};
@@ -170,7 +196,8 @@ TEST(CudaMetricPlanTest, RefusesWhatCannotBe) {
     }
     return "accepted";
   };
-  EXPECT_THAT(message({256, 8, 32}), testing::HasSubstr("head_dim=256"));
+  EXPECT_THAT(message({256, 8, 32}), testing::HasSubstr("head_dim=256; possible are 64 and 128 with packed pages"));
+  EXPECT_THAT(message({32, 8, 32, true}), testing::HasSubstr("head_dim=32; this build has"));
   EXPECT_THAT(message({128, 0, 32}), testing::HasSubstr("num_kv_heads=0"));
   EXPECT_THAT(message({128, 8, 12}), testing::HasSubstr("num_qo_heads=12"));
 }

@@ -22,11 +22,13 @@ LayerFormat MakeLayer(const std::string& text, HeadShape shape) {
 struct Case {
   std::string recipe;
   int head_dim;
+  int compute_major = kPackedComputeMajor;  // below: plain pages
 };
 
 class PageConvertTest : public testing::TestWithParam<Case> {
  protected:
-  PageConvertTest() : format_(MakePackedFormat(MakeLayer(GetParam().recipe, {3, GetParam().head_dim}))) {}
+  PageConvertTest()
+      : format_(MakePackedFormat(MakeLayer(GetParam().recipe, {3, GetParam().head_dim}), GetParam().compute_major)) {}
 
   /// A sealed page of one side. Some rows are zero, so that parameters of every kind appear.
   std::vector<std::byte> SealRandom(const PageLayout& layout) {
@@ -94,22 +96,58 @@ TEST_P(PageConvertTest, RowsRoundTrip) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Formats, PageConvertTest,
-                         testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"razor-2r", 64},
-                                         Case{"razor-2:k3", 128}, Case{"razor-3", 64}, Case{"razor-3", 128},
-                                         Case{"razor-3v", 64}, Case{"razor-3v", 128}, Case{"razor-2:v2g64", 128},
-                                         Case{"oscar", 64}, Case{"oscar", 128}, Case{"kivi", 128},
-                                         Case{"oscar:k2g128,v2g64", 128}, Case{"oscar:k4g32", 64},
-                                         Case{"kivi:v4g32", 128}, Case{"oscar:k4g64,v4g32", 128}),
-                         [](const auto& info) {
-                           std::string name = info.param.recipe + "_" + std::to_string(info.param.head_dim);
-                           std::replace_if(
-                               name.begin(), name.end(),
-                               [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
-                           return name;
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    Formats, PageConvertTest,
+    testing::Values(Case{"razor-2", 64}, Case{"razor-2", 128}, Case{"razor-2r", 64}, Case{"razor-2:k3", 128},
+                    Case{"razor-3", 64}, Case{"razor-3", 128}, Case{"razor-3v", 64}, Case{"razor-3v", 128},
+                    Case{"razor-2:v2g64", 128}, Case{"oscar", 64}, Case{"oscar", 128}, Case{"kivi", 128},
+                    Case{"oscar:k2g128,v2g64", 128}, Case{"oscar:k4g32", 64}, Case{"kivi:v4g32", 128},
+                    Case{"oscar:k4g64,v4g32", 128}, Case{"quarot", 64}, Case{"turboquant-2.5", 128},
+                    Case{"oscar:k3g32", 128}, Case{"razor-3v", 256}, Case{"oscar", 256}, Case{"oscar-kernel", 64},
+                    Case{"razor-2", 128, 8}, Case{"oscar", 64, 8}),
+    [](const auto& info) {
+      std::string name = info.param.recipe + "_" + std::to_string(info.param.head_dim) +
+                         (info.param.compute_major < kPackedComputeMajor ? "_plain" : "");
+      std::replace_if(
+          name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+      return name;
+    });
 
-TEST(PackedFormatTest, RefusesWhatHasNoPackedPage) {
+TEST(PackedFormatTest, PicksThePageThatKernelsReadFastest) {
+  const auto kind = [](const std::string& recipe, HeadShape shape, int compute_major) {
+    return MakePackedFormat(MakeLayer(recipe, shape), compute_major).kind;
+  };
+  EXPECT_EQ(kind("razor-2", {2, 128}, 9), PageKind::kRazor);
+  EXPECT_EQ(kind("oscar", {2, 64}, 10), PageKind::kAffine);
+  EXPECT_EQ(kind("razor-2", {2, 128}, 8), PageKind::kPlain);
+  EXPECT_EQ(kind("razor-2", {2, 256}, 9), PageKind::kPlain);
+  EXPECT_EQ(kind("razor-2:k4", {2, 128}, 9), PageKind::kPlain);
+  EXPECT_EQ(kind("oscar:k3g32", {2, 128}, 9), PageKind::kPlain);
+  EXPECT_EQ(kind("oscar-kernel", {2, 128}, 9), PageKind::kPlain) << "values are not rotated";
+  EXPECT_EQ(kind("quarot", {2, 128}, 9), PageKind::kPlain);
+  EXPECT_EQ(kind("turboquant-2", {2, 128}, 9), PageKind::kPlain);
+  EXPECT_EQ(FormatText(MakePackedFormat(MakeLayer("turboquant-2.5", {2, 128}))),
+            "plain pages of 3-bit codebook keys and 2-bit codebook values");
+}
+
+// Whatever `kvrazor methods` lists, the GPU can keep.
+TEST(PackedFormatTest, EveryMethodHasAPage) {
+  for (const Method& method : Methods()) {
+    const Recipe recipe = method.recipe.ForModel(2);
+    for (const int layer : {0, 1}) {
+      const Recipe of_layer = recipe.ForLayer(layer);
+      if (of_layer.is_f16()) continue;
+      for (const int head_dim : {64, 128, 256}) {
+        const HeadShape shape{2, head_dim};
+        EXPECT_NO_THROW(MakePackedFormat(
+            {MakePageLayout(of_layer.k, Side::kKey, shape), MakePageLayout(of_layer.v, Side::kValue, shape)}))
+            << method.name << " at head_dim " << head_dim;
+      }
+    }
+  }
+}
+
+TEST(PackedFormatTest, RefusesWhatHasNoPage) {
   const auto message = [](const std::string& recipe, HeadShape shape) -> std::string {
     try {
       MakePackedFormat(MakeLayer(recipe, shape));
@@ -118,12 +156,7 @@ TEST(PackedFormatTest, RefusesWhatHasNoPackedPage) {
     }
     return "accepted";
   };
-  EXPECT_THAT(message("razor-2", {2, 256}), testing::HasSubstr("head_dim=256"));
-  EXPECT_THAT(message("oscar:k3g32", {2, 128}),
-              testing::HasSubstr("3-bit keys and 2-bit values; affine codes have 2 or"));
-  EXPECT_THAT(message("razor-2:k4", {2, 128}),
-              testing::HasSubstr("4-bit keys and 2-bit values; razor has keys of 2 and"));
-  EXPECT_THAT(message("quarot", {2, 128}), testing::HasSubstr("per channel"));
+  EXPECT_THAT(message("razor-2", {2, 32}), testing::HasSubstr("head_dim=32; possible are 64, 128 and 256"));
   EXPECT_THAT(message("f16", {2, 128}), testing::HasSubstr("16-bit keys"));
 }
 

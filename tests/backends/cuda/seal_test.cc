@@ -62,8 +62,12 @@ class CudaSealTest : public testing::TestWithParam<FormatCase> {
 
   /// The factor of the page's second moment, or nothing.
   std::unique_ptr<DeviceBuffer<std::byte>> Metric(const TestPages& pages) const {
-    if (format_.kind != PageKind_Razor() || !pages.k.has_moment) return nullptr;
-    const MetricPlan plan({GetParam().shape.head_dim, GetParam().shape.num_kv_heads, GetParam().shape.num_kv_heads},
+    if (format_.layer.k.recipe.codec != Codec::kRazorKey || !pages.k.has_moment) return nullptr;
+    const HeadShape shape = GetParam().shape;
+    const MetricPlan plan({.head_dim = shape.head_dim,
+                           .num_kv_heads = shape.num_kv_heads,
+                           .num_qo_heads = shape.num_kv_heads,
+                           .plain = format_.kind == cuda::PageKind::kPlain},
                           CurrentDevice());
     plan.Init();
     const DeviceBuffer<float> moment(SquareMoment(pages.k.moment));
@@ -72,7 +76,6 @@ class CudaSealTest : public testing::TestWithParam<FormatCase> {
     CheckCuda(cudaDeviceSynchronize());
     return metric;
   }
-  static kvrazor::cuda::PageKind PageKind_Razor() { return kvrazor::cuda::PageKind::kRazor; }
 
   void CheckSide(const PageLayout& layout, PageKind kind, const TestPage& page, const std::vector<std::byte>& got);
 
@@ -94,6 +97,7 @@ void CudaSealTest::CheckSide(const PageLayout& layout, PageKind kind, const Test
   const conformance::Trial best = {layout, page.exact, rows, page.rows.data(), page.moment_or_null(), want.data()};
   conformance::Verdict verdict;
   if (layout.recipe.codec == Codec::kAffine) JudgeAffine(trial, verdict);
+  if (layout.recipe.codec == Codec::kCodebook) JudgeCodebook(trial, verdict);
   if (layout.recipe.codec == Codec::kRazorKey) JudgeRazorKey(trial, verdict);
   if (layout.recipe.codec == Codec::kRazorValue) JudgeRazorValue(trial, verdict);
   EXPECT_EQ(verdict.num_faults, 0) << name << ", " << different << " bytes differ: " << verdict.Text();
@@ -213,6 +217,7 @@ TEST_P(CudaSealTest, ManyPagesAndGraphs) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Formats, CudaSealTest, testing::ValuesIn(FormatCases()), FormatName);
+INSTANTIATE_TEST_SUITE_P(PlainPages, CudaSealTest, testing::ValuesIn(PlainFormatCases()), FormatName);
 
 TEST(CudaSealPlanTest, RefusesWhatCannotBe) {
   if (Built({{"oscar", {9, 64}}, {"oscar", {8, 128}}}).size() < 2)
@@ -231,7 +236,8 @@ TEST(CudaSealPlanTest, RefusesWhatCannotBe) {
   old.compute_major = 8;
   Device small = device;
   small.shared_bytes = 1024;
-  EXPECT_THAT(message({.format = format, .max_jobs = 1}, old), testing::HasSubstr("compute capability 8"));
+  EXPECT_THAT(message({.format = format, .max_jobs = 1}, old),
+              testing::HasSubstr("compute capability 8.x); they need 9.0"));
   EXPECT_THAT(message({.format = format, .max_jobs = 1}, small), testing::HasSubstr("shared memory"));
   EXPECT_THAT(message({.format = format, .max_jobs = 70000}, device), testing::HasSubstr("max_jobs=70000"));
   EXPECT_THAT(message({.format = format, .max_jobs = -1}, device), testing::HasSubstr("max_jobs=-1"));

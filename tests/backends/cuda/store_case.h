@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "src/backends/cuda/metric.h"
+#include "src/backends/cuda/plain_instance.h"
 #include "src/backends/cuda/seal.h"
 #include "tests/backends/cuda/device_buffer.h"
 #include "tests/conformance/cases.h"
@@ -15,23 +16,32 @@ namespace kvrazor::cuda {
 struct FormatCase {
   std::string recipe;
   HeadShape shape;
+  int compute_major = kPackedComputeMajor;  ///< below: plain pages whatever the recipe
 };
 inline void PrintTo(const FormatCase& c, std::ostream* out) {
-  *out << c.recipe << " " << c.shape.num_kv_heads << "x" << c.shape.head_dim;
+  *out << c.recipe << " " << c.shape.num_kv_heads << "x" << c.shape.head_dim
+       << (c.compute_major < kPackedComputeMajor ? " plain" : "");
 }
 inline std::string FormatName(const testing::TestParamInfo<FormatCase>& info) {
-  return conformance::TestName(info.param.recipe + "_" + conformance::ShapeName(info.param.shape));
+  return conformance::TestName(info.param.recipe + "_" + conformance::ShapeName(info.param.shape) +
+                               (info.param.compute_major < kPackedComputeMajor ? "_plain" : ""));
 }
 
 inline PackedFormat Format(const FormatCase& c) {
   const Recipe recipe = ParseRecipe(c.recipe);
   return MakePackedFormat(
-      {MakePageLayout(recipe.k, Side::kKey, c.shape), MakePageLayout(recipe.v, Side::kValue, c.shape)});
+      {MakePageLayout(recipe.k, Side::kKey, c.shape), MakePageLayout(recipe.v, Side::kValue, c.shape)},
+      c.compute_major);
 }
 
 /// Cases without those that this build has no kernels for (KVRAZOR_CUDA_HEAD_DIMS).
 inline std::vector<FormatCase> Built(std::vector<FormatCase> cases) {
   std::erase_if(cases, [](const FormatCase& c) {
+    if (Format(c).kind == PageKind::kPlain) {
+      const auto plain = PlainStoreInstances();
+      return std::none_of(plain.begin(), plain.end(),
+                          [&](const PlainStoreInstance& i) { return i.head_dim == c.shape.head_dim; });
+    }
     const auto instances = SealInstances();
     return std::none_of(instances.begin(), instances.end(),
                         [&](const SealInstance& i) { return i.form == Format(c).form(); });
@@ -60,6 +70,32 @@ inline std::vector<FormatCase> FormatCases() {
                 {"oscar:k4g64,v2g32", {2, 128}},
                 {"kivi:k2g32,v4g64", {2, 64}},
                 {"kivi:k4g32,v4g32", {1, 128}}});
+}
+
+/// Plain pages: every codec and width of codes, every head_dim.
+inline std::vector<FormatCase> PlainFormatCases() {
+  return Built({{"quarot", {2, 64}},
+                {"quarot", {3, 128}},
+                {"quarot-sym", {1, 256}},
+                {"quarot:k3g64,v4g64", {2, 128}},
+                {"quarot-sym:k4g32,v3g128", {2, 128}},
+                {"turboquant-2", {2, 64}},
+                {"turboquant-2.5", {3, 128}},
+                {"turboquant-3", {1, 256}},
+                {"turboquant-2:k4,v4", {2, 128}},
+                {"oscar:k3g32,v3g32", {3, 128}},
+                {"oscar-kernel", {2, 128}},
+                {"oscar", {9, 256}},
+                {"oscar:k4g128,v2g128", {2, 256}},
+                {"kivi", {2, 256}},
+                {"kivi:k3g64,v4g32", {1, 64}},
+                {"oscar", {8, 128}, kPlainComputeMajor},
+                {"kivi:k2g32,v4g64", {2, 64}, kPlainComputeMajor},
+                {"razor-2", {2, 256}},
+                {"razor-3v", {1, 256}},
+                {"razor-2:k4,v3g64", {2, 128}},
+                {"razor-2r", {3, 128}, kPlainComputeMajor},
+                {"razor-3", {2, 64}, kPlainComputeMajor}});
 }
 
 /// M of all heads as the GPU keeps it, f32 [heads][D][D].

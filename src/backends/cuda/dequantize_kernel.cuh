@@ -3,54 +3,18 @@
 //
 //   keys    thread (row 0..31, j 0..7): 4 tokens, chunks x and x + 2 of each: four whole words of codes
 //   values  thread (pair 0..63, part 0..3): 2 tokens, 32 channels. Affine: half of eight words; razor: two bytes of eight words
-#include <string>
+#pragma once
 
-#include "kvrazor/error.h"
-#include "src/backends/cuda/dequantize.h"
-#include "src/backends/cuda/cpu_side.h"
+#include "src/backends/cuda/dequantize_rows.cuh"
+#include "src/backends/cuda/page_convert.h"
 #include "src/backends/cuda/page_words.h"
-#include "src/backends/cuda/seal_rows.cuh"
+#include "src/backends/cuda/small_floats.cuh"
 
 namespace kvrazor::cuda {
-namespace {
-
-struct DequantizeParams {
-  const uint8_t* packed_pages;
-  const uint8_t* sink_rows;
-  uint8_t* k;
-  uint8_t* v;
-  uint8_t* row_pages;
-  const DequantizeJob* jobs;
-  int64_t token_bytes, head_bytes, packed_head_bytes;
-  int32_t num_kv_heads;
-  bool rotate;
-};
-
-/// Where the rows of one head and side go.
-struct RowTarget {
-  uint8_t* base;
-  int64_t token_bytes;
-  int swizzle;
-  __device__ uint4* Chunk(int token, int chunk) const {
-    return reinterpret_cast<uint4*>(base + token * token_bytes + ((chunk ^ (token & swizzle)) * 16));
-  }
-};
-
-__device__ __forceinline__ uint32_t PackSaturated(float x, float y) {
-  return SaturatedF16(x) | static_cast<uint32_t>(SaturatedF16(y)) << 16;
-}
-__device__ __forceinline__ uint4 PackChunk(const float* x) {
-  return make_uint4(PackSaturated(x[0], x[1]), PackSaturated(x[2], x[3]), PackSaturated(x[4], x[5]), PackSaturated(x[6], x[7]));
-}
 
 template <int kBits>
 __device__ __forceinline__ float CodeAt(uint32_t word, int bit) {
   return static_cast<float>((word >> bit) & ((1u << kBits) - 1));
-}
-
-/// DecodeE3M5 of kvrazor/layout.h.
-__device__ __forceinline__ float DeviceDecodeE3M5(uint8_t b, float base) {
-  return b == 0 ? 0.f : base * ldexpf(1.f + static_cast<float>(b & 31) / 32.f, (b >> 5) - 7);
 }
 
 /// The page of a form: one of packed_page.h. Form::kForm is a PageForm (nvcc takes no class as a kernel's template argument).
@@ -222,14 +186,12 @@ __global__ void __launch_bounds__(2 * Form::kForm.head_dim) DequantizeKernel(con
   if (job.source < 0) return;
   const int head = blockIdx.x, side = blockIdx.z, tid = threadIdx.x;
   const uint8_t* page = p.packed_pages + (int64_t{job.source} * p.num_kv_heads + head) * p.packed_head_bytes;
-  const int64_t block = (int64_t{~job.target} * p.num_kv_heads + head) * 2 + side;
-  const RowTarget out = job.target < 0 ? RowTarget{p.row_pages + block * (kTokens * 2 * kDim), 2 * kDim, 7}
-                                       : RowTarget{(side == 0 ? p.k : p.v) + job.target * p.token_bytes + head * p.head_bytes, p.token_bytes, 0};
-  const int exact = job.sink >= 0 && p.sink_rows ? job.exact_tokens : 0;
+  const RowTarget out = MakeRowTarget<kDim>(p, job, head, side);
+  const int exact = ExactTokens(p, job);
   const float rotation = RotationFactor<kDim>(p.rotate);
   if (side == 0) {
     constexpr int kLanes = kDim / 16;
-    using Tile = RowTile<kDim, /*kInterleaved=*/true>;
+    using Tile = RowTile<kDim>;
     const int j = tid % kLanes, row = tid / kLanes, chunk = Tile::Chunk(j);
     float x[4][16];
     DecodeKeys<Form, kRazor, kDim>(page, row, chunk, x);
@@ -258,80 +220,7 @@ __global__ void __launch_bounds__(2 * Form::kForm.head_dim) DequantizeKernel(con
       for (int c = 0; c < 4; ++c) *out.Chunk(token + n, ValueChunk<kRazor>(part, c)) = PackChunk(&x[n][8 * c]);
     }
   }
-  for (int i = tid; i < exact * (kDim / 8); i += 2 * kDim) {
-    const int token = i / (kDim / 8), chunk = i % (kDim / 8);
-    const int64_t from = ((int64_t{job.sink} * p.num_kv_heads + head) * 2 + side) * (kMaxSinkTokens * 2 * kDim);
-    *out.Chunk(token, chunk) = *reinterpret_cast<const uint4*>(p.sink_rows + from + RowByte<kDim>(token, 8 * chunk));
-  }
-}
-
-template <class Words>
-struct FormOf;
-template <int kDim, int kBits, bool kRankOne, int kGroups>
-struct FormOf<RazorWords<kDim, kBits, kRankOne, kGroups>> {
-  static constexpr PageForm kForm{
-      .kind = PageKind::kRazor, .head_dim = kDim, .key_bits = kBits, .rank_one_mean = kRankOne, .value_groups = kGroups};
-};
-template <int kDim, int kKeyBits, int kValueBits>
-struct FormOf<AffineWords<kDim, kKeyBits, kValueBits>> {
-  static constexpr PageForm kForm{.kind = PageKind::kAffine, .head_dim = kDim, .key_bits = kKeyBits, .value_bits = kValueBits};
-};
-
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda dequantize: " + why); }
-std::string Text(int64_t x) { return std::to_string(x); }
-
-int64_t StrideBytes(int64_t values, int64_t contiguous) {
-  if (values < 0 || values % 8 != 0) Refuse("strides must be positive multiples of 8 values.");
-  return 2 * (values ? values : contiguous);
-}
-
-}  // namespace
-
-DequantizePlan::DequantizePlan(const DequantizeSpec& spec, const Device& device) : spec_(spec), device_(device) {
-  if (device.compute_major < 9) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
-           ".x); this build has 9.0. Choose the cpu backend.");
-  }
-  if (spec.format.head_dim != 64 && spec.format.head_dim != 128) {
-    Refuse("head_dim=" + Text(spec.format.head_dim) + "; possible are 64 and 128. Choose the cpu backend.");
-  }
-  if (spec.max_jobs < 0 || spec.max_jobs > 65535) Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to 65535. Use several runs.");
-}
-
-std::string DequantizePlan::Explain() const {
-  const PackedFormat& f = spec_.format;
-  return "dequantize on " + device_.name + ": " + PageFormText(f.form()) + (f.rotate ? ", rotated back" : "") +
-         ", head_dim " + Text(f.head_dim) + ", to f16 rows or row pages, " + Text(2 * f.head_dim) + " threads a head and side";
-}
-
-void DequantizePlan::Run(const DequantizeArrays& a, cudaStream_t stream) const {
-  const PackedFormat& f = spec_.format;
-  if (a.num_jobs < 0 || a.num_jobs > spec_.max_jobs) Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
-  if (a.num_jobs == 0) return;
-  if (!a.jobs || !a.packed_pages) Refuse("jobs and packed_pages must not be null.");
-  if ((!a.k || !a.v) && !a.row_pages) Refuse("there is nowhere to write: pass k and v, or row_pages.");
-  for (const void* pointer : {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.k),
-                              static_cast<const void*>(a.v), static_cast<const void*>(a.row_pages), static_cast<const void*>(a.jobs)}) {
-    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
-  }
-  const DequantizeParams params{.packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
-                                .sink_rows = reinterpret_cast<const uint8_t*>(a.sink_rows),
-                                .k = reinterpret_cast<uint8_t*>(a.k),
-                                .v = reinterpret_cast<uint8_t*>(a.v),
-                                .row_pages = reinterpret_cast<uint8_t*>(a.row_pages),
-                                .jobs = a.jobs,
-                                .token_bytes = StrideBytes(a.token_stride, int64_t{f.num_kv_heads} * f.head_dim),
-                                .head_bytes = StrideBytes(a.head_stride, f.head_dim),
-                                .packed_head_bytes = f.head_bytes,
-                                .num_kv_heads = f.num_kv_heads,
-                                .rotate = f.rotate};
-  const dim3 grid(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(a.num_jobs), 2);
-  DispatchWords(f, [&](auto words) {
-    using Form = FormOf<decltype(words)>;
-    DequantizeKernel<Form><<<grid, 2 * Form::kForm.head_dim, 0, stream>>>(params);
-  });
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) Refuse(std::string("the launch was refused: ") + cudaGetErrorString(error));
+  CopySinkRows<kDim>(p, job, head, side, out);
 }
 
 }  // namespace kvrazor::cuda
