@@ -44,14 +44,15 @@ struct AffineCodec {
     float scale[kTiles];
   };
 
-  /// In pages the output is in fragment form: out[column][2j + r] counts kWeightUnit 2^-24 kValueRows^r, and offsets are summed apart.
-  struct State : RunningSoftmax<kDim, kTiles, 2> {
-    using Base = RunningSoftmax<kDim, kTiles, 2>;
-    float offset[2];  // row g % kGroups, column 2q and the next
+  /// In pages out[n][2j + r] counts kWeightUnit 2^-24 kValueRows^r, and offsets are summed apart.
+  struct State : RunningSoftmax<kDim, kTiles> {
+    using Base = RunningSoftmax<kDim, kTiles>;
+    float offset[kTiles];  // row g % kGroups
 
     __device__ void Clear() {
       Base::Clear();
-      offset[0] = offset[1] = 0;
+#pragma unroll
+      for (int n = 0; n < kTiles; ++n) offset[n] = 0;
     }
     __device__ void Raise(int n, float logit) {
       const float factor = Base::Raise(n, logit);
@@ -76,8 +77,8 @@ struct AffineCodec {
 #pragma unroll
           for (int i = 0; i < 4; ++i) this->out[n][4 * group + i] += sum;
         }
+        offset[n] = 0;
       }
-      offset[0] = offset[1] = 0;
     }
   };
 
@@ -159,12 +160,15 @@ struct AffineCodec {
     float code[kTiles][2][2][4] = {};   // [group of 32 tokens][16 tokens of it]
     float offset[kTiles][2][4] = {};    // [parity of kt]; rows g: first group, rows g + 8: second
     uint4 words[2][kKeyBits / 2];
+#pragma unroll 1
+    for (int four = 0; four < kDim / 64; ++four)
 #pragma unroll
-    for (int kt = 0; kt < kDim / 16; ++kt) {
-      const int at = (part * (kDim / 16) + kt) * 64 + qd * 16, odd = kt % 2, i = kt % 4 / 2 * 2;
+    for (int k4 = 0; k4 < 4; ++k4) {
+      const int kt = 4 * four + k4;
+      const int at = (part * (kDim / 16) + kt) * 64 + qd * 16, odd = k4 % 2, i = k4 / 2 * 2;
       const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kKeyScale + at);
       const uint4 offsets = *reinterpret_cast<const uint4*>(page + Page::kKeyOffset + at);
-      if (kt % 4 == 0) {
+      if (k4 == 0) {
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
           const int row = ((2 * part + group) * (kDim / 64) + kt / 4) * (kKeyBits / 2);
@@ -241,19 +245,35 @@ struct AffineCodec {
     }
   }
 
+  /// Column 2q is of the first tile of heads, 2q + 1 of the second; alone, the first leaves the odd columns zero.
   __device__ static void AddValues(const uint8_t* page, int part, const uint32_t (&weight)[8], State& state) {
     const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
+    float offset[4] = {state.offset[0], kTiles == 2 ? state.offset[kTiles - 1] : 0.f};  // rows g; rows g + 8 are empty
+    uint32_t odd_weight[2][2];
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {  // of token tiles
       const uint32_t* w = weight + 4 * pair;
       const uint4 offsets = *reinterpret_cast<const uint4*>(page + Page::kValueOffset + ((2 * part + pair) * kGroups + g % kGroups) * 64 + qd * 16);
-      float unused0 = 0, unused1 = 0;
-      MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.x, 0, offsets.y, 0, w[0], w[1]);
-      MmaF16(state.offset[0], state.offset[1], unused0, unused1, offsets.z, 0, offsets.w, 0, w[2], w[3]);
+      MmaF16(offset[0], offset[1], offset[2], offset[3], offsets.x, 0, offsets.y, 0, w[0], w[1]);
+      MmaF16(offset[0], offset[1], offset[2], offset[3], offsets.z, 0, offsets.w, 0, w[2], w[3]);
       constexpr uint32_t kSixteenth = 0x2c002c00u;  // f16, twice
-      const uint32_t odd0 = kValueBits == 2 ? Multiply(w[2], kSixteenth) : w[2], odd1 = kValueBits == 2 ? Multiply(w[3], kSixteenth) : w[3];
 #pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
+      for (int t = 0; t < 2; ++t) odd_weight[pair][t] = kValueBits == 2 ? Multiply(w[2 + t], kSixteenth) : w[2 + t];
+    }
+    state.offset[0] = offset[0];
+    if constexpr (kTiles == 2) state.offset[1] = offset[1];
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      float sum[2][4] = {};  // [tile of 16 channels]
+      if constexpr (kTiles == 2) {
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) sum[tile][i] = state.out[i % 2][2 * (2 * group + tile) + i / 2];
+        }
+      }
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
         const uint4 scales = *reinterpret_cast<const uint4*>(page + Page::kValueScale + (group * 4 + 2 * part + pair) * 64 + qd * 16);
         uint2 words[kValueBits / 2];
 #pragma unroll
@@ -263,13 +283,26 @@ struct AffineCodec {
         }
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
-          const uint32_t b0 = odd ? Multiply(odd0, scales.z) : Multiply(w[0], scales.x);
-          const uint32_t b1 = odd ? Multiply(odd1, scales.w) : Multiply(w[1], scales.y);
+          const uint32_t b0 = odd ? Multiply(odd_weight[pair][0], scales.z) : Multiply(weight[4 * pair], scales.x);
+          const uint32_t b1 = odd ? Multiply(odd_weight[pair][1], scales.w) : Multiply(weight[4 * pair + 1], scales.y);
 #pragma unroll
           for (int tile = 0; tile < 2; ++tile) {
-            const int j = 2 * (2 * group + tile);
             const uint2 x = words[kValueBits == 2 ? 0 : tile];
-            MmaCodes<kValueBits>(state.out[0][j], state.out[1][j], state.out[0][j + 1], state.out[1][j + 1], x.x, x.y, tile, odd, b0, b1);
+            float(&c)[4] = sum[tile];
+            MmaCodes<kValueBits>(c[0], c[1], c[2], c[3], x.x, x.y, tile, odd, b0, b1);
+          }
+        }
+      }
+#pragma unroll
+      for (int tile = 0; tile < 2; ++tile) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {  // rows g, g + 8
+          const int at = 2 * (2 * group + tile) + i;
+          if constexpr (kTiles == 2) {
+            state.out[0][at] = sum[tile][2 * i];
+            state.out[1][at] = sum[tile][2 * i + 1];
+          } else {
+            state.out[0][at] += sum[tile][2 * i];
           }
         }
       }

@@ -17,10 +17,9 @@ namespace {
 constexpr int kMaxBatch = 1024;
 constexpr int kMaxGqa = 16;
 constexpr int kRowsOfOneTile = 4;
-// Enough bytes in flight to cover the memory's latency; more only makes the multiprocessors end further apart
-// (docs/kernel_history.md).
-constexpr int kRazorStages = 16;
-constexpr int kAffineStages = 12;
+// On their way to a multiprocessor, beside a page for each team: enough to cover the memory's latency; more only makes the
+// multiprocessors end further apart (docs/kernel_history.md). At least 5 pages to 8 teams.
+constexpr int kBytesInFlight = 46000;
 
 [[noreturn]] void Refuse(const std::string& why) { throw Error("cuda attend: " + why); }
 
@@ -94,16 +93,18 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
     return;
   }
   instance_ = FindInstance(spec, head_tiles);
-  // Another team must not wait for a stage whose last unit is still on its way: the barrier would let it through one phase early.
-  if (spec.ring_stages < 0 || spec.ring_stages > kMaxStages || spec.ring_stages % instance_.teams != 0) {
-    Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and multiples of " + Text(instance_.teams) +
-           " up to " + Text(kMaxStages) + ".");
+  // With fewer stages than teams a team could wait for a stage two units early (RingCursor).
+  if (spec.ring_stages != 0 && (spec.ring_stages < instance_.teams || spec.ring_stages > kMaxStages)) {
+    Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and " + Text(instance_.teams) + " to " +
+           Text(kMaxStages) + ".");
   }
-  const int usual_stages = spec.format.kind == PageKind::kRazor ? kRazorStages : kAffineStages;
-  num_stages_ = spec.ring_stages ? spec.ring_stages : usual_stages;
   const auto bytes = [&] { return instance_.shared_bytes(num_stages_, block_rows_, spec.max_batch_size); };
-  while (spec.ring_stages == 0 && num_stages_ > instance_.teams && bytes() > device.shared_bytes)
-    num_stages_ -= instance_.teams;
+  const int stage_bytes = instance_.shared_bytes(2, block_rows_, 1) - instance_.shared_bytes(1, block_rows_, 1);
+  num_stages_ = spec.ring_stages
+                    ? spec.ring_stages
+                    : std::min(instance_.teams + std::max(kBytesInFlight / stage_bytes, (instance_.teams * 5 + 7) / 8),
+                               kMaxStages);
+  while (spec.ring_stages == 0 && num_stages_ > instance_.teams && bytes() > device.shared_bytes) --num_stages_;
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
     Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +

@@ -30,7 +30,7 @@ struct AttendSpec {
   bool masked = false;         ///< a mask is added to the logits; pages that it hides from every new token are not read
   bool learned_sinks = false;  ///< a logit a query head joins the softmax denominator
   bool bf16 = false;           ///< q and out are bf16; rows stay f16
-  int ring_stages = 0;         ///< pages in flight a multiprocessor, a multiple of the consumer teams; 0: chosen
+  int ring_stages = 0;         ///< pages in flight a multiprocessor, at least as many as consumer teams; 0: chosen
   /// The kernel's start may overlap the end of the kernel before it in the stream (programmatic dependent launch). It still waits for
   /// that kernel before it reads or writes global memory.
   bool programmatic_launch = true;

@@ -12,17 +12,6 @@
 
 namespace kvrazor::cuda {
 
-enum class UnitKind : uint32_t { kPage, kRows, kWholeRowPage, kNothing };
-
-/// Written by the producer before a stage is full.
-struct StageInfo {
-  const uint8_t* row_page;  // kWholeRowPage: this head's k rows
-  UnitKind kind;
-  uint32_t plain;           // every query row sees all tokens of the unit as they are
-  int32_t base;             // first token in the sequence
-  uint32_t tokens;          // first | last << 16; of the page, or 0 | tokens of the rows
-};
-
 /// The codec of a page.
 template <PageForm kForm, int kTiles>
 struct CodecChoice { using Type = RazorCodec<kForm.head_dim, kTiles, kForm.key_bits, kForm.rank_one_mean, kForm.value_groups>; };
@@ -39,7 +28,7 @@ struct AttendConfig {
   static constexpr int kDim = Codec::kDim, kTiles = Codec::kTiles;
   using Page = typename Codec::Page;
   using State = typename Codec::State;
-  static constexpr int kTeamWarps = Codec::kTeamWarps, kTeams = Codec::kTeams;  // a unit belongs to a team, round robin, and so does a stage
+  static constexpr int kTeamWarps = Codec::kTeamWarps, kTeams = Codec::kTeams;  // a unit belongs to a team, round robin
   static constexpr int kConsumers = kTeamWarps * kTeams;
   static constexpr int kThreads = (kConsumers + 1 + kMergers) * 32;
   static_assert(kConsumers <= kMaxConsumers && kConsumers % 4 == 0 && kMergers == 3);
@@ -58,6 +47,7 @@ struct AttendConfig {
     uint8_t* ring;             // [num_stages][kStageBytes]
     StageInfo* info;           // [num_stages]
     uint8_t* q_fragments;      // [kQuerySlots][kQueryBytes]: sealed pages, then 16-bit rows
+    SegmentInfo* segments;     // [kQuerySlots + 1]: those whose queries stand there, and the CTA's first
     float* scratch;            // [kConsumers][rows][kScratchRow]
     float2* scratch_lse;       // [kConsumers][kBlockRows]: maximum, sum
     int32_t* scratch_rotated;  // [kConsumers]: the state is in the pages' basis
@@ -74,13 +64,14 @@ struct AttendConfig {
       take(a.num_stages * kStageBytes);
       info = reinterpret_cast<StageInfo*>(take(a.num_stages * static_cast<int>(sizeof(StageInfo))));
       q_fragments = take(kQuerySlots * kQueryBytes);
+      segments = reinterpret_cast<SegmentInfo*>(take((kQuerySlots + 1) * static_cast<int>(sizeof(SegmentInfo))));
       scratch = reinterpret_cast<float*>(take(kConsumers * a.block_rows * kScratchRow * 4));
       scratch_lse = reinterpret_cast<float2*>(take(kConsumers * kBlockRows * 8));
       scratch_rotated = reinterpret_cast<int32_t*>(take(kConsumers * 4));
       line = reinterpret_cast<LineInfo*>(take(sizeof(LineInfo)));
       sequences = reinterpret_cast<SequenceUnits*>(take(a.batch_size * static_cast<int>(sizeof(SequenceUnits))));
       full = barriers;
-      empty = full + 8 * kMaxStages;
+      empty = full + 2 * 8 * kMaxStages;
       q_ready = empty + 8 * kMaxStages;
       q_empty = q_ready + 8 * kQuerySlots;
       scratch_full = q_empty + 8 * kQuerySlots;
@@ -92,14 +83,16 @@ struct AttendConfig {
   static int SharedBytes(int num_stages, int block_rows, int batch_size) {
     const auto part = [](int64_t bytes) { return RoundUp(static_cast<int>(bytes), 16); };
     return RoundUp(kBarrierBytes, 128) + part(num_stages * kStageBytes) + part(num_stages * sizeof(StageInfo)) +
-           part(kQuerySlots * kQueryBytes) + part(kConsumers * block_rows * kScratchRow * 4) +
+           part(kQuerySlots * kQueryBytes) + part((kQuerySlots + 1) * sizeof(SegmentInfo)) + part(kConsumers * block_rows * kScratchRow * 4) +
            part(kConsumers * kBlockRows * 8) + part(kConsumers * 4) + part(sizeof(LineInfo)) + part(batch_size * sizeof(SequenceUnits));
   }
 
   /// By one warp; other threads see it after a barrier of the CTA.
   __device__ static void InitBarriers(const Shared& sm, int num_stages, int lane) {
+#pragma unroll 1  // code that runs once: the shorter the better
     for (int i = lane; i < num_stages; i += 32) {
       BarrierInit(sm.full + 8 * i, 1);
+      BarrierInit(sm.full + 8 * (kMaxStages + i), 1);
       BarrierInit(sm.empty + 8 * i, kTeamWarps * kArrivalsPerWarp);
     }
     if (lane < kQuerySlots) {

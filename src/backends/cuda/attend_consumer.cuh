@@ -17,19 +17,6 @@ struct AttendConsumer {
   using State = typename Config::State;
   static constexpr int kDim = Config::kDim, kTiles = Config::kTiles;
 
-  struct StageCursor {
-    int stage;
-    uint32_t parity = 0;  // of the next phase of this stage
-
-    __device__ void Next(int num_stages) {
-      stage += Config::kTeams;
-      if (stage >= num_stages) {
-        stage -= num_stages;
-        parity ^= 1;
-      }
-    }
-  };
-
   /// What a warp has summed so far counts in: nothing yet, the pages' basis and units, or the model's.
   enum class Basis { kNone, kPages, kModel };
 
@@ -43,20 +30,21 @@ struct AttendConsumer {
   }
 
   /// 16-bit rows, by one warp of the team.
-  __device__ static void TakeRows(const AttendParams& a, const Shared& sm, uint8_t* at, const StageInfo& info, const uint2* fragments,
-                                  Visible<kTiles> visible, int warp, uint32_t& refill_parity, State& state) {
-    const int tokens = info.tokens >> 16;
-    for (int done = 0;;) {
-      visible.last = min(tokens - done, kRowUnit);
-      AttendRows<kDim, kTiles>(a, at, fragments, visible.last, visible, state);
-      done += kRowUnit;
-      if (info.kind == UnitKind::kRows || done >= tokens) return;
+  __device__ static void TakeRows(const AttendParams& a, const Shared& sm, uint8_t* at, const uint2* fragments, StageVisible<kTiles> visible, int warp,
+                                  uint32_t& refill_parity, State& state) {
+    const StageInfo& info = *visible.unit;
+    const int tokens = static_cast<int>(info.tokens >> 16);
+    for (;;) {
+      AttendRows<kDim, kTiles>(a, at, fragments, min(tokens - visible.done, kRowUnit), visible, state);
+      visible.done += kRowUnit;
+      if (info.kind == UnitKind::kRows || visible.done >= tokens) return;
       __syncwarp();  // a row page outside the window: this warp fetches the other parts itself
       const uint32_t refill = sm.refill + 8 * warp;
-      if ((threadIdx.x & 31) == 0) Config::CopyRows(at, info.row_page + done * kDim * 2, Config::kRowSide, tokens - done, refill, ReadOncePolicy());
+      if ((threadIdx.x & 31) == 0) {
+        Config::CopyRows(at, info.row_page + visible.done * kDim * 2, Config::kRowSide, tokens - visible.done, refill, ReadOncePolicy());
+      }
       BarrierWait(refill, refill_parity);
       refill_parity ^= 1;
-      visible.base += kRowUnit;
     }
   }
 
@@ -78,55 +66,53 @@ struct AttendConsumer {
     }
   }
 
-  /// Returns how many segments there were; `segment` is the last of them.
-  __device__ static int Run(const AttendParams& a, const Shared& sm, int warp, Segment& segment) {
-    const int part = warp % Config::kTeamWarps;
-    Walk walk(sm.sequences, *sm.line, a);
-    StageCursor cursor{warp / Config::kTeamWarps};
+  __device__ static void Run(const AttendParams& a, const Shared& sm, int warp) {
+    const int team = warp / Config::kTeamWarps, part = warp % Config::kTeamWarps;
+    RingCursor cursor{team};
     uint32_t refill_parity = 0;
-    int turn = cursor.stage;  // the team's next unit, counted from the start of the segment
-    int round = 0;            // of the team's units; says which warp takes rows
-    int number = 0;
-    while (walk.Next(segment)) {
+    int turn = team;  // the team's next unit, counted from the start of the segment
+    int round = 0;    // of the team's units; says which warp takes rows
+    for (int number = 0;; ++number) {
       const int slot = number % kQuerySlots;
       const uint8_t* fragments = sm.q_fragments + slot * Config::kQueryBytes;
       const uint2* row_fragments = reinterpret_cast<const uint2*>(fragments + Codec::kQueryBytes);
-      const int kv_len = sm.sequences[segment.sequence].kv_len;
+      const SegmentInfo& segment = sm.segments[slot];
       BarrierWait(sm.q_ready + 8 * slot, (number / kQuerySlots) & 1);
+      const int num_units = segment.segment.num_units;
+      if (num_units == 0) return;
       typename Codec::Query query;
       Codec::LoadQuery(fragments, query);
       State state;
       state.Clear();
       Basis basis = Basis::kNone;
-      for (; turn < segment.num_units; turn += Config::kTeams, ++round) {
-        BarrierWait(sm.full + 8 * cursor.stage, cursor.parity);
-        const StageInfo info = sm.info[cursor.stage];
+      for (; turn < num_units; turn += Config::kTeams, ++round) {
+        BarrierWait(sm.full + 8 * cursor.FullBarrier(), cursor.FullParity());
+        const StageInfo& info = sm.info[cursor.stage];
         uint8_t* at = sm.ring + cursor.stage * Config::kStageBytes;
-        const Visible<kTiles> visible{info.plain != 0, info.base, static_cast<int>(info.tokens & 0xffff), static_cast<int>(info.tokens >> 16),
-                                      kv_len, &segment};
-        const bool takes = info.kind == UnitKind::kPage || (info.kind != UnitKind::kNothing && round % Config::kTeamWarps == part);
-        if (takes) Enter(state, basis, info.kind == UnitKind::kPage ? Basis::kPages : Basis::kModel);
-        if (info.kind == UnitKind::kPage) {
+        const UnitKind kind = info.kind;
+        const StageVisible<kTiles> visible{info.plain != 0, &info, &segment};
+        const bool takes = kind == UnitKind::kPage || (kind != UnitKind::kNothing && round % Config::kTeamWarps == part);
+        if (takes) Enter(state, basis, kind == UnitKind::kPage ? Basis::kPages : Basis::kModel);
+        if (kind == UnitKind::kPage) {
           Codec::AttendPage(a, at, part, query, visible, state);
         } else if (takes) {
-          TakeRows(a, sm, at, info, row_fragments, visible, warp, refill_parity, state);
+          TakeRows(a, sm, at, row_fragments, visible, warp, refill_parity, state);
         }
         WarpArrive(sm.empty + 8 * cursor.stage);
-        cursor.Next(a.num_stages);
+        cursor.Advance(Config::kTeams, a.num_stages);
       }
-      turn -= segment.num_units;
+      turn -= num_units;
+      const bool is_last = segment.is_last;
       WarpArrive(sm.q_empty + 8 * slot);
       BarrierWait(sm.scratch_empty, (number & 1) ^ 1);
       HandOver(a, sm, warp, basis, state);
-      ++number;
-      if (walk.IsLast()) {  // nothing is left to do: the consumers merge it themselves
-        NamedBarrier<2, Config::kConsumers * 32>();
-        AttendMerge<Config>::MergeStates(a, sm, segment, warp, Config::kConsumers);
-        break;
+      if (is_last) {  // nothing is left to do: the consumers merge it themselves
+        NamedBarrier<kMergeBarrier, Config::kConsumers * 32>();
+        AttendMerge<Config>::MergeStates(a, sm, segment.segment, warp, Config::kConsumers);
+        return;
       }
       WarpArrive(sm.scratch_full);
     }
-    return number;
   }
 };
 

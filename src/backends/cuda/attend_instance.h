@@ -15,7 +15,7 @@ struct AttendInstance {
   const void* function;  // void (const AttendParams)
   int (*shared_bytes)(int num_stages, int block_rows, int batch_size);
   int threads;  // of a CTA
-  int teams;    // of consumer warps; a stage of the ring belongs to one
+  int teams;    // of consumer warps; units belong to them in turn
   int team_warps;
 };
 

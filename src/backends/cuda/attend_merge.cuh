@@ -42,13 +42,13 @@ struct AttendMerge {
     return make_float4(x[0] * kNorm, x[1] * kNorm, x[2] * kNorm, x[3] * kNorm);
   }
 
-  /// All parts of a tile in their order, waiting for those that are still missing: a word of a part is kNoPart until its CTA has stored
-  /// it. Read parts are made missing again, for the next launch.
-  __device__ static Part TakeParts(const AttendParams& a, int first_cta, int num_parts, int row, int channel) {
-    constexpr int kDeep = 9;  // in flight; a tile over all 132 multiprocessors of 8 heads has 17 parts
+  /// Parts [begin, end) of a tile in their order, waiting for those that are still missing: a word of a part is kNoPart until its CTA has
+  /// stored it.
+  __device__ static Part TakeParts(const AttendParams& a, int first_cta, int begin, int end, int row, int channel) {
+    constexpr int kDeep = kConsumers == 12 ? 6 : 9;  // in flight; a tile over all 132 multiprocessors of 8 heads has 17 parts, shared by three or two warps
     Part total;
 #pragma unroll 1
-    for (int base = 0; base < num_parts; base += kDeep) {
+    for (int base = begin; base < end; base += kDeep) {
       uint2 lse[kDeep];
       uint4 part[kDeep];
       bool missing;
@@ -56,7 +56,7 @@ struct AttendMerge {
         missing = false;
 #pragma unroll
         for (int i = 0; i < kDeep; ++i) {
-          const int64_t at = PartAt(first_cta, min(base + i, num_parts - 1), row);
+          const int64_t at = PartAt(first_cta, min(base + i, end - 1), row);
           lse[i] = LoadRelaxed(reinterpret_cast<const uint2*>(a.partial_lse) + at);
           part[i] = LoadRelaxed(reinterpret_cast<const uint4*>(a.partial_out + at * kDim + channel));
         }
@@ -66,38 +66,63 @@ struct AttendMerge {
           missing |= part[i].x == kNoPart || part[i].y == kNoPart || part[i].z == kNoPart || part[i].w == kNoPart;
         }
       } while (missing);
-      __syncwarp();  // a row done twice has been read twice
-#pragma unroll
-      for (int i = 0; i < kDeep; ++i) {
-        if (base + i >= num_parts) continue;
-        const int64_t at = PartAt(first_cta, base + i, row);
-        __stcg(reinterpret_cast<uint4*>(a.partial_out + at * kDim + channel), make_uint4(kNoPart, kNoPart, kNoPart, kNoPart));
-        if (channel == 0) __stcg(reinterpret_cast<uint2*>(a.partial_lse) + at, make_uint2(kNoPart, kNoPart));
-      }
       float higher = total.top;
 #pragma unroll
       for (int i = 0; i < kDeep; ++i) higher = fmaxf(higher, __uint_as_float(lse[i].x));
       total.Rescale(higher);
 #pragma unroll
       for (int i = 0; i < kDeep; ++i) {
-        if (base + i < num_parts) total.Add(__uint_as_float(lse[i].x), __uint_as_float(lse[i].y), AsFloats(part[i]));
+        if (base + i < end) total.Add(__uint_as_float(lse[i].x), __uint_as_float(lse[i].y), AsFloats(part[i]));
       }
     }
     return total;
   }
 
-  /// By the consumers of the CTA that has a tile's last part, when they have nothing left to do. It waits for CTAs of lower index only,
-  /// which the device has started before this one.
-  __device__ static void FinishTile(const AttendParams& a, const LineInfo& line, const Segment& segment, int warp) {
-    const int first_cta = CtaOf(line, segment.tile_at + 1), num_parts = static_cast<int>(blockIdx.x) - first_cta + 1;
-    const int items = segment.rows * (kDim / 4);
+  /// Parts that were read are made missing again, for the next launch.
+  __device__ static void ForgetParts(const AttendParams& a, int first_cta, int begin, int end, int row, int channel) {
+    __syncwarp();  // a row done twice has been read twice
 #pragma unroll 1
-    for (int base = warp * 32; base < items; base += kConsumers * 32) {
-      const int item = base + static_cast<int>(threadIdx.x & 31), channel = item % (kDim / 4) * 4;
+    for (int k = begin; k < end; ++k) {
+      const int64_t at = PartAt(first_cta, k, row);
+      __stcg(reinterpret_cast<uint4*>(a.partial_out + at * kDim + channel), make_uint4(kNoPart, kNoPart, kNoPart, kNoPart));
+      if (channel == 0) __stcg(reinterpret_cast<uint2*>(a.partial_lse) + at, make_uint2(kNoPart, kNoPart));
+    }
+  }
+
+  /// By the consumers of the CTA that has a tile's last part, when they have nothing left to do. It waits for CTAs of lower index only,
+  /// which the device has started before this one. Groups of warps take a share of the parts each and meet in the ring, where nothing is
+  /// under way any more.
+  __device__ static void FinishTile(const AttendParams& a, const Shared& sm, const Segment& segment, int warp) {
+    const int first_cta = CtaOf(*sm.line, segment.tile_at + 1), num_parts = static_cast<int>(blockIdx.x) - first_cta + 1;
+    const int items = segment.rows * (kDim / 4);
+    const int group_warps = min((items + 31) / 32, kConsumers);
+    const int num_groups = kConsumers / group_warps, group = warp / group_warps, lane = static_cast<int>(threadIdx.x & 31);
+    if (num_groups == 1 && group > 0) return;
+    const int each = (num_parts + num_groups - 1) / num_groups;
+    float4* outs = reinterpret_cast<float4*>(sm.ring);  // [warps][32 lanes]
+    float2* tops = reinterpret_cast<float2*>(outs + kConsumers * 32);
+#pragma unroll 1
+    for (int base = (warp - group * group_warps) * 32; base < items; base += group_warps * 32) {
+      const int item = base + lane, channel = item % (kDim / 4) * 4;
       const int row = min(item / (kDim / 4), segment.rows - 1);  // a warp may do the last one twice
-      Part total = TakeParts(a, first_cta, num_parts, row, channel);
-      if constexpr (Config::kRotate) total.out = Rotate(total.out);
-      StoreResult<kDim>(a, segment, row, channel, total.top, total.sum, total.out);
+      const int begin = min(group * each, num_parts), end = group < num_groups ? min(begin + each, num_parts) : begin;
+      Part total = TakeParts(a, first_cta, begin, end, row, channel);
+      if (num_groups > 1) {
+        outs[warp * 32 + lane] = total.out;
+        tops[warp * 32 + lane] = make_float2(total.top, total.sum);
+        NamedBarrier<kMergeBarrier, kConsumers * 32>();
+      }
+      if (group == 0) {
+        for (int g = 1; g < num_groups; ++g) {
+          const int at = (g * group_warps + warp) * 32 + lane;
+          const float2 other = tops[at];
+          total.Rescale(fmaxf(total.top, other.x));
+          total.Add(other.x, other.y, outs[at]);
+        }
+        if constexpr (Config::kRotate) total.out = Rotate(total.out);
+        StoreResult<kDim>(a, segment, row, channel, total.top, total.sum, total.out);
+      }
+      ForgetParts(a, first_cta, begin, end, row, channel);
     }
   }
 

@@ -34,7 +34,7 @@ struct AttendParams {
   int32_t window;       // tokens that a query sees, its own among them; 0: all
   int32_t causal;       // a new token does not see those after it
   int32_t bf16;         // q and out are bf16, otherwise f16
-  int32_t num_stages;   // of the ring, a multiple of the teams
+  int32_t num_stages;   // of the ring, at least as many as teams
   float scale_log2;     // softmax_scale * log2(e)
   float softcap_log2;   // softcap * log2(e); 0: none
 };

@@ -93,13 +93,27 @@ struct AttendProducer {
     return unit;
   }
 
+  /// Into the stage of the cursor, which is empty; by one lane.
+  __device__ static void Send(const Shared& sm, const Unit& unit, const RingCursor& at, uint64_t policy) {
+    const uint32_t full = sm.full + 8 * at.FullBarrier();
+    uint8_t* to = sm.ring + at.stage * Config::kStageBytes;
+    sm.info[at.stage] = unit.info;
+    if (unit.info.kind == UnitKind::kPage) {
+      BarrierArriveExpect(full, Page::kBytes);
+      BulkCopy(SharedAddress(to), unit.from, Page::kBytes, full, policy);
+    } else if (unit.info.kind == UnitKind::kNothing) {
+      BarrierArrive(full);
+    } else {
+      Config::CopyRows(to, unit.from, unit.v_distance, unit.info.tokens >> 16, full, policy);
+    }
+  }
+
   __device__ static void Run(const AttendParams& a, const Shared& sm) {
     const int lane = threadIdx.x & 31;
     const uint64_t policy = ReadOncePolicy();
     Walk walk(sm.sequences, *sm.line, a);
     Segment segment;
-    int stage = 0;
-    uint32_t parity = 1;
+    RingCursor cursor;
     while (walk.Next(segment)) {
       const SequenceUnits s = sm.sequences[segment.sequence];
       const auto place = [&](int u) { return FindPlace(a, s, segment, segment.first_unit + min(u + lane, segment.num_units - 1)); };
@@ -108,26 +122,19 @@ struct AttendProducer {
         const Unit unit = FindUnit(a, s, segment, next);
         if (base + 32 < segment.num_units) next = place(base + 32);
         const int count = min(32, segment.num_units - base);
-        for (int i = 0; i < count; ++i) {
-          if (lane == i) {
-            const uint32_t full = sm.full + 8 * stage;
-            uint8_t* to = sm.ring + stage * Config::kStageBytes;
-            BarrierWait(sm.empty + 8 * stage, parity);
-            sm.info[stage] = unit.info;
-            if (unit.info.kind == UnitKind::kPage) {
-              BarrierArriveExpect(full, Page::kBytes);
-              BulkCopy(SharedAddress(to), unit.from, Page::kBytes, full, policy);
-            } else if (unit.info.kind == UnitKind::kNothing) {
-              BarrierArrive(full);
-            } else {
-              Config::CopyRows(to, unit.from, unit.v_distance, unit.info.tokens >> 16, full, policy);
-            }
-          }
+        for (int i = 0; i < count;) {  // as many at once as there are free stages in a row
+          const int ahead = lane - i;
+          const bool mine = ahead >= 0 && ahead < a.num_stages && lane < count;
+          RingCursor own = cursor;
+          if (mine) own.Advance(ahead, a.num_stages);
+          const uint32_t empty = sm.empty + 8 * own.stage;
+          if (ahead == 0) BarrierWait(empty, own.EmptyParity());
+          const uint32_t ready = __ballot_sync(~0u, mine && BarrierTest(empty, own.EmptyParity())) >> i;
+          const int at_once = __clz(__brev(~ready));
+          if (mine && ahead < at_once) Send(sm, unit, own, policy);
           __syncwarp();
-          if (++stage == a.num_stages) {
-            stage = 0;
-            parity ^= 1;
-          }
+          cursor.Advance(at_once, a.num_stages);
+          i += at_once;
         }
       }
     }

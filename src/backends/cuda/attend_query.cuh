@@ -101,8 +101,22 @@ struct AttendQuery {
     }
   }
 
+  /// Tells the consumers what the segment is, by one lane.
+  __device__ static void StoreInfo(const Shared& sm, const Segment& segment, int number, bool is_last) {
+    const SegmentInfo info{segment, sm.sequences[segment.sequence].kv_len, is_last};
+    sm.segments[number % kQuerySlots] = info;
+    if (number == 0) sm.segments[kQuerySlots] = info;
+  }
+
+  /// This CTA has nothing to do.
+  __device__ static void PrepareNothing(const Shared& sm, int warp) {
+    if (warp > kTiles) return;
+    if (warp == 0 && (threadIdx.x & 31) == 0) sm.segments[0] = sm.segments[kQuerySlots] = SegmentInfo{};
+    WarpArrive(sm.q_ready);
+  }
+
   /// Of the numbered segment.
-  __device__ static void Prepare(const AttendParams& a, const Shared& sm, const Segment& segment, int number, int warp) {
+  __device__ static void Prepare(const AttendParams& a, const Shared& sm, const Segment& segment, int number, bool is_last, int warp) {
     static_assert(kTiles + 1 <= kMergers);
     if (warp > kTiles) return;
     const int lane = threadIdx.x & 31, g = lane >> 2, qd = lane & 3;
@@ -110,6 +124,7 @@ struct AttendQuery {
     uint8_t* fragments = sm.q_fragments + slot * Config::kQueryBytes;
     BarrierWait(sm.q_empty + 8 * slot, ((number / kQuerySlots) & 1) ^ 1);
     if (warp == kTiles) {
+      if (lane == 0) StoreInfo(sm, segment, number, is_last);
       StoreRowFragments(a, segment, reinterpret_cast<uint2*>(fragments + Codec::kQueryBytes));
     } else {
       const uint16_t* row = FindRow(a, segment, (g >> 1) + 4 * warp);

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "src/backends/cuda/attend_params.h"
+#include "src/backends/cuda/attend_shared.h"
 #include "src/backends/cuda/packed_page.h"
 
 namespace kvrazor::cuda {
@@ -37,6 +38,44 @@ struct Segment {
   uint32_t tile_at;            // position of the tile
 };
 
+/// What the consumers are told of a segment (shared memory, beside its queries); num_units 0: there is none.
+struct SegmentInfo {
+  Segment segment;
+  int32_t kv_len;
+  int32_t is_last;  // of this CTA
+};
+
+enum class UnitKind : uint32_t { kPage, kRows, kWholeRowPage, kNothing };
+
+/// Written by the producer before a stage is full.
+struct StageInfo {
+  const uint8_t* row_page;  // kWholeRowPage: this head's k rows
+  UnitKind kind;
+  uint32_t plain;           // every query row sees all tokens of the unit as they are
+  int32_t base;             // first token in the sequence
+  uint32_t tokens;          // first | last << 16; of the page, or 0 | tokens of the rows
+};
+
+/// Where a unit lies in the ring. A stage has two `full` barriers that take turns: a team that waits for a unit could pass one that
+/// also counts the unit before it in the stage, of another team and perhaps still on its way, one phase early. Of the unit before
+/// that one it cannot be wrong: the stage was emptied of it before the team's own last unit was fetched, if there are at least as many stages as teams.
+struct RingCursor {
+  int stage = 0;
+  uint32_t round = 0;
+
+  /// units <= num_stages
+  __device__ void Advance(int units, int num_stages) {
+    stage += units;
+    if (stage >= num_stages) {
+      stage -= num_stages;
+      ++round;
+    }
+  }
+  __device__ int FullBarrier() const { return stage + (round & 1) * kMaxStages; }
+  __device__ uint32_t FullParity() const { return round >> 1 & 1; }
+  __device__ uint32_t EmptyParity() const { return ~round & 1; }  // for the producer, who waits for every phase in turn
+};
+
 /// First position of a CTA; the first `longer` CTAs have one position more than `share`.
 __device__ __forceinline__ uint32_t CtaBegin(uint32_t share, uint32_t longer, uint32_t cta) { return share * cta + min(cta, longer); }
 /// The CTA that owns a position.
@@ -49,12 +88,15 @@ __device__ __forceinline__ int CtaOf(const LineInfo& line, uint32_t position) {
 __device__ __forceinline__ void MakeSchedule(const AttendParams& a, SequenceUnits* sequences, LineInfo* line, int lane) {
   const uint32_t heads = a.num_kv_heads * a.num_blocks;
   uint32_t carry = 0, num_tiles = 0;
+  const auto load = [&](const int32_t* from, int b) { return b < a.batch_size ? max(__ldg(from + b), 0) : 0; };
+  int next_len = load(a.kv_len, lane), next_start = load(a.row_start, lane);  // one step ahead
   for (int base = 0; base < a.batch_size; base += 32) {
-    const int b = base + lane;
+    const int b = base + lane, kv_len = next_len, row_start = next_start;
+    next_len = load(a.kv_len, b + 32);
+    next_start = load(a.row_start, b + 32);
     SequenceUnits s{};
     if (b < a.batch_size) {
-      s.kv_len = min(max(__ldg(a.kv_len + b), 0), a.table_stride * kTokens);
-      const int row_start = max(__ldg(a.row_start + b), 0);
+      s.kv_len = min(kv_len, a.table_stride * kTokens);
       if (a.window > 0) s.first_page = max(s.kv_len - (a.causal ? a.qo_len - 1 : 0) - a.window, 0) / kTokens;
       s.num_pages = max(min(row_start / kTokens, (s.kv_len + kTokens - 1) / kTokens) - s.first_page, 0);
       const int rows = max(s.kv_len - (s.first_page + s.num_pages) * kTokens, 0);

@@ -17,10 +17,9 @@ inline constexpr float kHidden = -1e38f;   // of a token that is not seen: weigh
 template <int kDim>
 inline constexpr float kHadamardNorm = kDim == 64 ? 0.125f : kDim == 128 ? 0.08838834764831845f : 0.0625f;
 
-/// kColumns: head tiles that have room in `out`; those without a head stay zero.
-template <int kDim, int kTiles, int kColumns = kTiles>
+template <int kDim, int kTiles>
 struct RunningSoftmax {
-  float out[kColumns][kDim / 8];
+  float out[kTiles][kDim / 8];
   float top[kTiles];   // log2
   float sum[kTiles];   // of this lane's tokens
 
@@ -29,9 +28,6 @@ struct RunningSoftmax {
     for (int n = 0; n < kTiles; ++n) {
       top[n] = kNoLogit;
       sum[n] = 0;
-    }
-#pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
       for (int i = 0; i < kDim / 8; ++i) out[n][i] = 0;
     }

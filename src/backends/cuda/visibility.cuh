@@ -57,4 +57,20 @@ struct Visible {
   }
 };
 
+/// Of a unit in the ring: nothing but `plain` is read unless it has to be.
+template <int kTiles>
+struct StageVisible {
+  bool plain;
+  const StageInfo* unit;
+  const SegmentInfo* info;
+  int done = 0;  // tokens of the unit that were taken before
+
+  template <int kCount>
+  __device__ __forceinline__ void Finish(const AttendParams& a, float (&logit)[kTiles][kCount], int from) const {
+    if (__builtin_expect(plain, true)) return;
+    const int first = static_cast<int>(unit->tokens & 0xffff), last = static_cast<int>(unit->tokens >> 16);
+    Visible<kTiles>{false, unit->base + done, first, last - done, info->kv_len, &info->segment}.Finish(a, logit, from);
+  }
+};
+
 }  // namespace kvrazor::cuda

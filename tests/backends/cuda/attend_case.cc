@@ -177,7 +177,8 @@ AttendSpec AttendCase::spec() const {
           .softcap = shape_.softcap,
           .masked = shape_.masked,
           .learned_sinks = shape_.learned_sinks,
-          .bf16 = shape_.bf16};
+          .bf16 = shape_.bf16,
+          .ring_stages = shape_.ring_stages};
 }
 
 void AttendCase::AppendRow(int b, int i, int head, Expected& want) const {

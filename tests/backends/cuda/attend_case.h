@@ -29,6 +29,7 @@ struct CaseShape {
   bool masked = false;  ///< random mask: some values, some tokens and some whole pages hidden
   bool learned_sinks = false;
   bool bf16 = false;
+  int ring_stages = 0;
   int compute_major = kPackedComputeMajor;  ///< below: plain pages whatever the recipe
   uint32_t seed = 1;
 };

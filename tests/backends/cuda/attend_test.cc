@@ -233,6 +233,20 @@ TEST_P(AttendTest, SoftcapMaskAndLearnedSinks) {
   }
 }
 
+// The ring wraps round several times, a stage passing from team to team.
+TEST_P(AttendTest, RingOfAnyLength) {
+  KVRAZOR_SKIP_WITHOUT_DEVICE();
+  if (GetParam().head_dim != 64) GTEST_SKIP() << "pages of head_dim 128 leave room for few lengths";
+  if (AttendCase(Shape({1})).spec().format.kind == PageKind::kPlain) GTEST_SKIP() << "plain pages pass through no ring";
+  for (const int stages : {8, 9, 13}) {
+    SCOPED_TRACE(testing::Message() << stages << " stages");
+    CaseShape s = Shape({});
+    for (int b = 0; b < 100; ++b) s.kv_len.push_back((b * 7919) % 1500);
+    s.ring_stages = stages;
+    RunCase(s);
+  }
+}
+
 TEST_P(AttendTest, SmallerBatchesInTheSameWorkspace) {
   KVRAZOR_SKIP_WITHOUT_DEVICE();
   const CaseShape s = Shape({3000, 100, 1999, 513});
@@ -408,7 +422,8 @@ TEST(AttendPlanTest, RefusesWhatItCannotRun) {
   EXPECT_THAT(with([](AttendSpec& s) { s.softcap = -1; }), testing::HasSubstr("softcap"));
   EXPECT_THAT(with([](AttendSpec& s) { s.sink_tokens = 17; }), testing::HasSubstr("sink_tokens=17"));
   EXPECT_THAT(with([](AttendSpec& s) { s.softmax_scale = 0; }), testing::HasSubstr("softmax_scale"));
-  EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 12; }), testing::HasSubstr("ring_stages=12"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 7; }), testing::HasSubstr("8 to 32"));
+  EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 33; }), testing::HasSubstr("ring_stages=33"));
   EXPECT_THAT(with([](AttendSpec& s) { s.ring_stages = 32; }), testing::HasSubstr("shared memory"));
   EXPECT_THAT(with([](AttendSpec& s) { s.format.rotate = false; }), testing::HasSubstr("no kernel"));
   Device old = Hopper();
