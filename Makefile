@@ -17,9 +17,10 @@ TEXT_PARTS := README.md CONTRIBUTING.md $(sort $(wildcard docs/*.md)) LICENSE
 endif
 
 CTEST := ctest --no-tests=error -j $(JOBS)
+CUDA_TARGETS := cuda_page_convert_test cuda_attend_test cuda_prefill_test cuda_store_test kvrazor_cuda_c kvrazor_cuda_store_c cuda_store_bench
 CXX_FILES = $(wildcard $(shell git ls-files -co --exclude-standard -- '*.h' '*.cc' '*.c'))
 
-.PHONY: help demo install test test-asan test-tsan test-release build build-llama bench format check clean distclean bootstrap
+.PHONY: help demo install test test-asan test-tsan test-release test-cuda build build-llama bench format check clean distclean bootstrap
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +44,19 @@ test-asan: build-llama build/asan/build.ninja ## library and plug-in under Addre
 test-tsan: build-llama build/tsan/build.ninja ## library and plug-in under ThreadSanitizer
 	cmake --build build/tsan -j $(JOBS)
 	$(CTEST) --preset tsan
+
+# A GPU machine builds everything and measures: tools/gpu_check.sh. Here one head dimension and card show that the kernels compile.
+test-cuda: bootstrap ## the CUDA backend, where there is a compiler for it: built for one card; its tests are skipped without a GPU
+	@export PATH="$$PATH:/usr/local/cuda/bin"; if ! command -v nvcc >/dev/null; then \
+	  echo "make test-cuda: no CUDA compiler (nvcc) on this machine: the CUDA backend is neither compiled nor tested"; \
+	else \
+	  set -e; cmake -B build/cuda-try --preset cuda -DKVRAZOR_CUDA_HEAD_DIMS=128 "-DKVRAZOR_CUDA_FORMS=razor_k2;affine_k2v2" \
+	    -DKVRAZOR_CUDA_PACKED_ARCHITECTURES=90a-real -DKVRAZOR_CUDA_PLAIN_ARCHITECTURES=90-real; \
+	  cmake --build build/cuda-try -j $(JOBS) --target $(CUDA_TARGETS); \
+	  $(CTEST) --test-dir build/cuda-try -L cuda; \
+	  skipped=$$(grep -c 'no CUDA device on this machine' build/cuda-try/Testing/Temporary/LastTest.log || true); \
+	  [[ $$skipped == 0 ]] || echo "make test-cuda: compiled; $$skipped tests skipped: no CUDA device on this machine (tools/gpu_check.sh runs them on one)"; \
+	fi
 
 build: bootstrap build/release/build.ninja ## library, plug-in, programs, tests and benchmarks in build/release
 	cmake --build build/release -j $(JOBS)
