@@ -6,58 +6,36 @@
 #include <cmath>
 #include <numbers>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/attend_params.h"
 #include "src/backends/cuda/attend_shared.h"
 #include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/plan_op.h"
 
 namespace kvrazor::cuda {
 namespace {
 
-constexpr int kMaxBatch = 1024;
-constexpr int kMaxGqa = 16;
 constexpr int kRowsOfOneTile = 4;
 // On their way to a multiprocessor, beside a page for each team: enough to cover the memory's latency; more only makes the
 // multiprocessors end further apart (docs/kernel_history.md). At least 5 pages to 8 teams.
 constexpr int kBytesInFlight = 46000;
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda attend: " + why); }
-
-void Check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
-std::string Text(int64_t x) { return std::to_string(x); }
+constexpr PlanOp kOp{"attend"};
 
 void CheckSpec(const AttendSpec& s, const Device& device) {
   const PackedFormat& f = s.format;
-  CheckDevice("attend", f, device);
-  if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
-    Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) +
-           "; possible are 1 to " + Text(kMaxGqa) + " query heads a kv head.");
-  }
-  if (s.max_batch_size < 1 || s.max_batch_size > kMaxBatch) {
-    Refuse("max_batch_size=" + Text(s.max_batch_size) + "; possible are 1 to " + Text(kMaxBatch) +
-           ". Split the batch.");
-  }
-  if (s.max_pages < 1) Refuse("max_pages=" + Text(s.max_pages) + " must be at least 1.");
+  CheckDevice(kOp.name, f, device);
+  kOp.CheckAttention(s);
   // Positions of the schedule are 32-bit numbers, and so are tokens of a sequence.
   if (s.qo_len < 1 || s.qo_len > kMaxQueryTokens) {
-    Refuse("qo_len=" + Text(s.qo_len) + "; possible are 1 to " + Text(kMaxQueryTokens) + " new tokens a sequence.");
+    kOp.Refuse("qo_len=" + Text(s.qo_len) + "; possible are 1 to " + Text(kMaxQueryTokens) + " new tokens a sequence.");
   }
-  if (s.sliding_window < 0) Refuse("sliding_window=" + Text(s.sliding_window) + " must not be negative; 0 is none.");
-  if (!std::isfinite(s.softcap) || s.softcap < 0) Refuse("softcap must be finite and not negative; 0 is none.");
   const int blocks = (s.qo_len * (s.num_qo_heads / f.num_kv_heads) + kBlockRows - 1) / kBlockRows;
   const int64_t units =
       int64_t{s.max_batch_size} * f.num_kv_heads * blocks * (int64_t{s.max_pages} * (kTokens / kRowUnit) + 2);
   if (units > INT32_MAX || int64_t{s.max_pages} * kTokens > INT32_MAX) {
-    Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) +
-           " units). Split the batch.");
+    kOp.Refuse("max_batch_size * num_kv_heads * max_pages is too large to schedule (" + Text(units) +
+               " units). Split the batch.");
   }
-  if (s.sink_tokens < 0 || s.sink_tokens > kMaxSinkTokens) {
-    Refuse("sink_tokens=" + Text(s.sink_tokens) + "; possible are 0 to " + Text(kMaxSinkTokens) + ".");
-  }
-  if (!std::isfinite(s.softmax_scale) || !(s.softmax_scale > 0)) Refuse("softmax_scale must be positive and finite.");
 }
 
 AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
@@ -70,7 +48,7 @@ AttendInstance FindInstance(const AttendSpec& s, int head_tiles) {
     if (i.form == form && i.rotate == s.format.rotate && i.head_tiles == head_tiles) return i;
     if (i.form.kind == form.kind && i.head_tiles == head_tiles) built += "\n  " + text(i.form, i.rotate);
   }
-  Refuse(
+  kOp.Refuse(
       "no kernel for " + text(form, s.format.rotate) + "; of this kind this build has" +
       (built.empty() ? " none" : built) +
       "\nChoose one of these or the cpu backend, or rebuild with other KVRAZOR_CUDA_HEAD_DIMS or KVRAZOR_CUDA_FORMS.");
@@ -87,7 +65,7 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   const int head_tiles = block_rows_ <= kRowsOfOneTile ? 1 : 2;
   if (spec.format.kind == PageKind::kPlain) {
     if (spec.ring_stages != 0)
-      Refuse("ring_stages=" + Text(spec.ring_stages) + "; plain pages pass through no ring: 0.");
+      kOp.Refuse("ring_stages=" + Text(spec.ring_stages) + "; plain pages pass through no ring: 0.");
     plain_.emplace(spec.format, device, spec.format.num_kv_heads * num_blocks_, head_tiles, spec.max_batch_size,
                    spec.max_pages);
     return;
@@ -95,8 +73,8 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   instance_ = FindInstance(spec, head_tiles);
   // With fewer stages than teams a team could wait for a stage two units early (RingCursor).
   if (spec.ring_stages != 0 && (spec.ring_stages < instance_.teams || spec.ring_stages > kMaxStages)) {
-    Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and " + Text(instance_.teams) + " to " +
-           Text(kMaxStages) + ".");
+    kOp.Refuse("ring_stages=" + Text(spec.ring_stages) + "; possible are 0 and " + Text(instance_.teams) + " to " +
+               Text(kMaxStages) + ".");
   }
   const auto bytes = [&] { return instance_.shared_bytes(num_stages_, block_rows_, spec.max_batch_size); };
   const int stage_bytes = instance_.shared_bytes(2, block_rows_, 1) - instance_.shared_bytes(1, block_rows_, 1);
@@ -107,8 +85,8 @@ AttendPlan::AttendPlan(const AttendSpec& spec, const Device& device) : spec_(spe
   while (spec.ring_stages == 0 && num_stages_ > instance_.teams && bytes() > device.shared_bytes) --num_stages_;
   shared_bytes_ = bytes();
   if (shared_bytes_ > device.shared_bytes) {
-    Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
-           " has " + Text(device.shared_bytes) + ". Choose fewer stages, a smaller batch or plain pages.");
+    kOp.Refuse(Text(num_stages_) + " stages need " + Text(shared_bytes_) + " bytes of shared memory, " + device.name +
+               " has " + Text(device.shared_bytes) + ". Choose fewer stages, a smaller batch or plain pages.");
   }
 }
 
@@ -142,36 +120,36 @@ std::string AttendPlan::Explain() const {
 
 void AttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
   if (plain_) return plain_->InitWorkspace(workspace, stream);
-  Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
-        "shared memory");
-  Check(cudaMemsetAsync(workspace, kNoPart & 0xff, static_cast<size_t>(workspace_bytes()), stream), "workspace");
+  kOp.Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes_),
+            "shared memory");
+  kOp.Check(cudaMemsetAsync(workspace, kNoPart & 0xff, static_cast<size_t>(workspace_bytes()), stream), "workspace");
 }
 
 void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   const PackedFormat& f = spec_.format;
   const int64_t row = int64_t{spec_.qo_len} * spec_.num_qo_heads * f.head_dim;
   if (a.batch_size < 0 || a.batch_size > spec_.max_batch_size) {
-    Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
+    kOp.Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
   }
   if (a.batch_size == 0) return;
   if (!a.page_table || !a.kv_len || !a.row_start || !a.q || !a.out || !a.workspace) {
-    Refuse("page_table, kv_len, row_start, q, out and workspace must not be null.");
+    kOp.Refuse("page_table, kv_len, row_start, q, out and workspace must not be null.");
   }
   if (spec_.sink_tokens > 0 && !a.sink_rows)
-    Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
-  if (spec_.learned_sinks && !a.sink_logits) Refuse("sink_logits is null, but the plan has learned_sinks.");
+    kOp.Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
+  if (spec_.learned_sinks && !a.sink_logits) kOp.Refuse("sink_logits is null, but the plan has learned_sinks.");
   if (spec_.masked && (!a.mask || a.mask_stride < 8 || a.mask_stride % 8 != 0)) {
-    Refuse("the plan is masked: mask must not be null and mask_stride a multiple of 8 values.");
+    kOp.Refuse("the plan is masked: mask must not be null and mask_stride a multiple of 8 values.");
   }
   for (const int64_t stride : {a.q_stride, a.out_stride}) {
     if (stride % 8 != 0 || (stride != 0 && stride < row))
-      Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
+      kOp.Refuse("strides must be multiples of 8 values and at least " + Text(row) + ".");
   }
   for (const void* p :
        {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages),
         static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.q), static_cast<const void*>(a.out),
         static_cast<const void*>(a.mask), static_cast<const void*>(a.workspace)}) {
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) kOp.Refuse("arrays must be 16-byte aligned.");
   }
   AttendParams params{
       .packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
@@ -219,7 +197,7 @@ void AttendPlan::Run(const AttendArrays& a, cudaStream_t stream) const {
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = spec_.programmatic_launch ? 1 : 0;
-  Check(cudaLaunchKernelExC(&config, instance_.function, arguments), "the launch was refused");
+  kOp.Check(cudaLaunchKernelExC(&config, instance_.function, arguments), "the launch was refused");
 }
 
 }  // namespace kvrazor::cuda

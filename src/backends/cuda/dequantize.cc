@@ -4,20 +4,19 @@
 
 #include <string>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/dequantize_params.h"
 #include "src/backends/cuda/plain_instance.h"
 #include "src/backends/cuda/plain_page.h"
+#include "src/backends/cuda/plan_op.h"
 #include "src/backends/cuda/seal_instance.h"
 
 namespace kvrazor::cuda {
 namespace {
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda dequantize: " + why); }
-std::string Text(int64_t x) { return std::to_string(x); }
+constexpr PlanOp kOp{"dequantize"};
 
 int64_t StrideBytes(int64_t values, int64_t contiguous) {
-  if (values < 0 || values % 8 != 0) Refuse("strides must be positive multiples of 8 values.");
+  if (values < 0 || values % 8 != 0) kOp.Refuse("strides must be positive multiples of 8 values.");
   return 2 * (values ? values : contiguous);
 }
 
@@ -27,7 +26,7 @@ DequantizePlan::DequantizePlan(const DequantizeSpec& spec, const Device& device)
   const PackedFormat& f = spec.format;
   CheckDevice("dequantize", f, device);
   if (spec.max_jobs < 0 || spec.max_jobs > 65535)
-    Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to 65535. Use several runs.");
+    kOp.Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to 65535. Use several runs.");
   std::string built;
   if (f.kind == PageKind::kPlain) {
     for (const PlainStoreInstance& i : PlainStoreInstances()) {
@@ -48,9 +47,9 @@ DequantizePlan::DequantizePlan(const DequantizeSpec& spec, const Device& device)
     }
   }
   if (!kernel_) {
-    Refuse("no kernel for " + FormatText(f) + " at head_dim=" + Text(f.head_dim) + "; this build has head_dim " +
-           (built.empty() ? "none" : built) +
-           " for them. Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS and -DKVRAZOR_CUDA_FORMS.");
+    kOp.Refuse("no kernel for " + FormatText(f) + " at head_dim=" + Text(f.head_dim) + "; this build has head_dim " +
+               (built.empty() ? "none" : built) +
+               " for them. Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS and -DKVRAZOR_CUDA_FORMS.");
   }
 }
 
@@ -64,14 +63,14 @@ std::string DequantizePlan::Explain() const {
 void DequantizePlan::Run(const DequantizeArrays& a, cudaStream_t stream) const {
   const PackedFormat& f = spec_.format;
   if (a.num_jobs < 0 || a.num_jobs > spec_.max_jobs)
-    Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
+    kOp.Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
   if (a.num_jobs == 0) return;
-  if (!a.jobs || !a.packed_pages) Refuse("jobs and packed_pages must not be null.");
-  if ((!a.k || !a.v) && !a.row_pages) Refuse("there is nowhere to write: pass k and v, or row_pages.");
+  if (!a.jobs || !a.packed_pages) kOp.Refuse("jobs and packed_pages must not be null.");
+  if ((!a.k || !a.v) && !a.row_pages) kOp.Refuse("there is nowhere to write: pass k and v, or row_pages.");
   for (const void* pointer :
        {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.k),
         static_cast<const void*>(a.v), static_cast<const void*>(a.row_pages), static_cast<const void*>(a.jobs)}) {
-    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) kOp.Refuse("arrays must be 16-byte aligned.");
   }
   const DequantizeParams params{.packed_pages = reinterpret_cast<const uint8_t*>(a.packed_pages),
                                 .sink_rows = reinterpret_cast<const uint8_t*>(a.sink_rows),
@@ -90,7 +89,7 @@ void DequantizePlan::Run(const DequantizeArrays& a, cudaStream_t stream) const {
   const void* arguments[] = {&params, &page};  // packed pages take the first
   const cudaError_t error = cudaLaunchKernel(kernel_, grid, dim3(static_cast<unsigned>(threads_)),
                                              const_cast<void**>(arguments), static_cast<size_t>(shared_bytes_), stream);
-  if (error != cudaSuccess) Refuse(std::string("the launch was refused: ") + cudaGetErrorString(error));
+  if (error != cudaSuccess) kOp.Refuse(std::string("the launch was refused: ") + cudaGetErrorString(error));
 }
 
 }  // namespace kvrazor::cuda

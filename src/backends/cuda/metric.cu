@@ -6,12 +6,12 @@
 //               k <= i < j; D^3 / 6 multiply-adds, D barriers
 #include <string>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/metric.h"
 #include "src/backends/cuda/metric_layout.h"
 #include "src/backends/cuda/metric_params.h"
 #include "src/backends/cuda/plain_instance.h"
 #include "src/backends/cuda/plain_metric.h"
+#include "src/backends/cuda/plan_op.h"
 #include "src/backends/cuda/ptx.cuh"
 #include "src/backends/cuda/seal_rows.cuh"
 
@@ -211,11 +211,7 @@ __global__ void __launch_bounds__(kFactorThreads) FactorKernel(const float* mome
   for (int c = tid; c < kDim; c += kFactorThreads) reinterpret_cast<float*>(metric + Metric::kPivots)[c] = s.pivot[c];
 }
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda metric: " + why); }
-std::string Text(int64_t x) { return std::to_string(x); }
-void Check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
-}
+constexpr PlanOp kOp{"metric"};
 
 PlainStoreInstance FindPlain(int head_dim) {
   std::string built;
@@ -223,7 +219,7 @@ PlainStoreInstance FindPlain(int head_dim) {
     if (i.head_dim == head_dim) return i;
     built += (built.empty() ? "" : ", ") + Text(i.head_dim);
   }
-  Refuse("head_dim=" + Text(head_dim) + "; this build has " + built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
+  kOp.Refuse("head_dim=" + Text(head_dim) + "; this build has " + built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
 }
 
 template <class Fn>
@@ -237,17 +233,17 @@ void DispatchDim(int head_dim, Fn fn) {
 MetricPlan::MetricPlan(const MetricSpec& spec, const Device& device) : spec_(spec), device_(device) {
   const int needed = spec.plain ? kPlainComputeMajor : kPackedComputeMajor;
   if (device.compute_major < needed) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) + ".x); " +
+    kOp.Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) + ".x); " +
            (spec.plain ? "plain pages need 8.0. Choose the cpu backend." : "packed pages need 9.0. Keep plain pages (MetricSpec::plain)."));
   }
   if (spec.plain) {
     FindPlain(spec.head_dim);
   } else if (spec.head_dim != 64 && spec.head_dim != 128) {
-    Refuse("head_dim=" + Text(spec.head_dim) + "; possible are 64 and 128 with packed pages. Keep plain pages (MetricSpec::plain).");
+    kOp.Refuse("head_dim=" + Text(spec.head_dim) + "; possible are 64 and 128 with packed pages. Keep plain pages (MetricSpec::plain).");
   }
-  if (spec.num_kv_heads < 1 || spec.num_kv_heads > 65535) Refuse("num_kv_heads=" + Text(spec.num_kv_heads) + " is out of range.");
+  if (spec.num_kv_heads < 1 || spec.num_kv_heads > 65535) kOp.Refuse("num_kv_heads=" + Text(spec.num_kv_heads) + " is out of range.");
   if (spec.num_qo_heads < 1 || spec.num_qo_heads % spec.num_kv_heads != 0) {
-    Refuse("num_qo_heads=" + Text(spec.num_qo_heads) + "; possible are multiples of num_kv_heads=" + Text(spec.num_kv_heads) + ".");
+    kOp.Refuse("num_qo_heads=" + Text(spec.num_qo_heads) + "; possible are multiples of num_kv_heads=" + Text(spec.num_kv_heads) + ".");
   }
 }
 
@@ -272,21 +268,21 @@ int64_t MetricPlan::metric_bytes() const {
 void MetricPlan::Init() const {
   if (spec_.plain) return;
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
-    Check(cudaFuncSetAttribute(&AddQueriesKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(MomentShared<kDim>)), "shared memory");
-    Check(cudaFuncSetAttribute(&FactorKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FactorShared<kDim>)), "shared memory");
+    kOp.Check(cudaFuncSetAttribute(&AddQueriesKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(MomentShared<kDim>)), "shared memory");
+    kOp.Check(cudaFuncSetAttribute(&FactorKernel<kDim>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(FactorShared<kDim>)), "shared memory");
   });
 }
 
 void MetricPlan::AddQueries(const QuerySample& x, float keep, float* moment, cudaStream_t stream) const {
-  if (!x.q || !moment) Refuse("q and moment must not be null.");
+  if (!x.q || !moment) kOp.Refuse("q and moment must not be null.");
   if (x.num_tokens < 0 || x.sample < 1) {
-    Refuse("num_tokens=" + Text(x.num_tokens) + ", sample=" + Text(x.sample) + "; possible are num_tokens >= 0 and sample >= 1.");
+    kOp.Refuse("num_tokens=" + Text(x.num_tokens) + ", sample=" + Text(x.sample) + "; possible are num_tokens >= 0 and sample >= 1.");
   }
-  if (!(keep >= 0 && keep <= 1)) Refuse("keep must lie between 0 and 1.");
+  if (!(keep >= 0 && keep <= 1)) kOp.Refuse("keep must lie between 0 and 1.");
   if (x.token_stride % 8 != 0 || x.head_stride % 8 != 0 || x.token_stride < 0 || x.head_stride < 0) {
-    Refuse("strides must be multiples of 8 values.");
+    kOp.Refuse("strides must be multiples of 8 values.");
   }
-  if (reinterpret_cast<uintptr_t>(x.q) % 16 != 0) Refuse("q must be 16-byte aligned.");
+  if (reinterpret_cast<uintptr_t>(x.q) % 16 != 0) kOp.Refuse("q must be 16-byte aligned.");
   const int gqa_ratio = spec_.num_qo_heads / spec_.num_kv_heads;
   const int64_t tokens = (x.num_tokens + int64_t{x.sample} - 1) / x.sample;
   const QueryParams params{.q = reinterpret_cast<const uint8_t*>(x.q),
@@ -301,7 +297,7 @@ void MetricPlan::AddQueries(const QuerySample& x, float keep, float* moment, cud
     const PlainKernel kernel = FindPlain(spec_.head_dim).add_queries;
     const auto tiles = static_cast<unsigned>(spec_.head_dim / 32);
     const void* arguments[] = {&params};
-    Check(cudaLaunchKernel(kernel.function, dim3(tiles, tiles, static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
+    kOp.Check(cudaLaunchKernel(kernel.function, dim3(tiles, tiles, static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
                            const_cast<void**>(arguments), static_cast<size_t>(kernel.shared_bytes), stream),
           "the launch was refused");
     return;
@@ -309,16 +305,16 @@ void MetricPlan::AddQueries(const QuerySample& x, float keep, float* moment, cud
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
     AddQueriesKernel<kDim><<<spec_.num_kv_heads, MomentShared<kDim>::kThreads, sizeof(MomentShared<kDim>), stream>>>(params);
   });
-  Check(cudaGetLastError(), "the launch was refused");
+  kOp.Check(cudaGetLastError(), "the launch was refused");
 }
 
 void MetricPlan::Factor(const float* moment, void* metric, cudaStream_t stream) const {
-  if (!moment || !metric) Refuse("moment and metric must not be null.");
-  if (reinterpret_cast<uintptr_t>(metric) % 16 != 0) Refuse("metric must be 16-byte aligned.");
+  if (!moment || !metric) kOp.Refuse("moment and metric must not be null.");
+  if (reinterpret_cast<uintptr_t>(metric) % 16 != 0) kOp.Refuse("metric must be 16-byte aligned.");
   if (spec_.plain) {
     const PlainKernel kernel = FindPlain(spec_.head_dim).factor;
     const void* arguments[] = {&moment, &metric};
-    Check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
+    kOp.Check(cudaLaunchKernel(kernel.function, dim3(static_cast<unsigned>(spec_.num_kv_heads)), dim3(static_cast<unsigned>(kernel.threads)),
                            const_cast<void**>(arguments), 0, stream),
           "the launch was refused");
     return;
@@ -326,7 +322,7 @@ void MetricPlan::Factor(const float* moment, void* metric, cudaStream_t stream) 
   DispatchDim(spec_.head_dim, [&]<int kDim>() {
     FactorKernel<kDim><<<spec_.num_kv_heads, kFactorThreads, sizeof(FactorShared<kDim>), stream>>>(moment, static_cast<uint8_t*>(metric));
   });
-  Check(cudaGetLastError(), "the launch was refused");
+  kOp.Check(cudaGetLastError(), "the launch was refused");
 }
 
 }  // namespace kvrazor::cuda

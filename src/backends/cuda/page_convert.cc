@@ -2,14 +2,14 @@
 
 #include <cstring>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/cpu_side.h"
 #include "src/backends/cuda/page_words.h"
+#include "src/backends/cuda/plan_op.h"
 
 namespace kvrazor::cuda {
 namespace {
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda pages: " + why); }
+constexpr PlanOp kOp{"pages"};
 
 template <class Words>
 void PackWith(const PackedFormat& f, const uint8_t* k_page, const uint8_t* v_page, uint8_t* packed) {
@@ -42,7 +42,7 @@ int RowByteOf(int head_dim, int token, int channel) {
 template <class Visit>
 void ForEachRowValue(const PackedFormat& f, int capacity, int num_tokens, Visit visit) {
   if (num_tokens < 0 || num_tokens > capacity) {
-    Refuse(std::to_string(num_tokens) + " rows for room of " + std::to_string(capacity) + ".");
+    kOp.Refuse(std::to_string(num_tokens) + " rows for room of " + std::to_string(capacity) + ".");
   }
   const int64_t side_bytes = int64_t{capacity} * f.head_dim * 2;
   for (int h = 0; h < f.num_kv_heads; ++h) {
@@ -124,14 +124,15 @@ PackedFormat MakePackedFormat(const LayerFormat& layer, int compute_major) {
   f.num_kv_heads = layer.k.shape.num_kv_heads;
   f.rotate = k.rotate;
   if (!(layer.k.shape == layer.v.shape))
-    Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
+    kOp.Refuse("keys and values have different shapes; keep this layer on the cpu backend.");
   if (f.head_dim != 64 && f.head_dim != 128 && f.head_dim != 256) {
-    Refuse("no page for head_dim=" + std::to_string(f.head_dim) +
-           "; possible are 64, 128 and 256. Choose the cpu backend.");
+    kOp.Refuse("no page for head_dim=" + std::to_string(f.head_dim) +
+               "; possible are 64, 128 and 256. Choose the cpu backend.");
   }
   if (k.codec == Codec::kF16 || v.codec == Codec::kF16) {
-    Refuse("no sealed page for " + SideText(k) + " keys and " + SideText(v) +
-           " values; both sides must be quantized. Keep such a layer in row pages only, or choose the cpu backend.");
+    kOp.Refuse(
+        "no sealed page for " + SideText(k) + " keys and " + SideText(v) +
+        " values; both sides must be quantized. Keep such a layer in row pages only, or choose the cpu backend.");
   }
   f.kind = compute_major >= kPackedComputeMajor ? KindOf(f) : PageKind::kPlain;
   if (f.kind != PageKind::kPlain) DispatchWords(f, [&](auto words) { f.head_bytes = decltype(words)::Page::kBytes; });

@@ -4,10 +4,10 @@
 
 #include <algorithm>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/attend_shared.h"
 #include "src/backends/cuda/plain_page.h"
 #include "src/backends/cuda/plain_params.h"
+#include "src/backends/cuda/plan_op.h"
 
 namespace kvrazor::cuda {
 namespace {
@@ -15,11 +15,7 @@ namespace {
 constexpr int kCtasPerSm = 4;    // enough to hide that a warp waits for its own reads
 constexpr int kMaxSplits = 256;  // a result is merged from as many parts, one after the other
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda attend: " + why); }
-
-void Check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
-}
+constexpr PlanOp kOp{"attend"};
 
 }  // namespace
 
@@ -32,12 +28,12 @@ PlainAttendPlan::PlainAttendPlan(const PackedFormat& format, const Device& devic
     if (i.head_tiles == head_tiles) built += (built.empty() ? "" : ", ") + std::to_string(i.head_dim);
   }
   if (!instance_.function) {
-    Refuse("no kernel for " + FormatText(format) + " at head_dim=" + std::to_string(format.head_dim) +
-           "; this build has head_dim " + built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
+    kOp.Refuse("no kernel for " + FormatText(format) + " at head_dim=" + std::to_string(format.head_dim) +
+               "; this build has head_dim " + built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
   }
   if (instance_.shared_bytes > device.shared_bytes) {
-    Refuse("the kernel needs " + std::to_string(instance_.shared_bytes) + " bytes of shared memory, " + device.name +
-           " has " + std::to_string(device.shared_bytes) + ". Choose the cpu backend.");
+    kOp.Refuse("the kernel needs " + std::to_string(instance_.shared_bytes) + " bytes of shared memory, " +
+               device.name + " has " + std::to_string(device.shared_bytes) + ". Choose the cpu backend.");
   }
   most_splits_ = std::min(max_pages, kMaxSplits);
   wanted_ctas_ = int64_t{kCtasPerSm} * device.num_sms;
@@ -68,9 +64,10 @@ std::string PlainAttendPlan::Explain() const {
 }
 
 void PlainAttendPlan::InitWorkspace(void* workspace, cudaStream_t stream) const {
-  Check(cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, instance_.shared_bytes),
-        "shared memory");
-  Check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(workspace_bytes()), stream), "workspace");
+  kOp.Check(
+      cudaFuncSetAttribute(instance_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, instance_.shared_bytes),
+      "shared memory");
+  kOp.Check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(workspace_bytes()), stream), "workspace");
 }
 
 void PlainAttendPlan::Run(AttendParams params, void* workspace, cudaStream_t stream) const {
@@ -81,9 +78,9 @@ void PlainAttendPlan::Run(AttendParams params, void* workspace, cudaStream_t str
   void* arguments[] = {&p};
   const dim3 grid(static_cast<unsigned>(NumSplits(params.batch_size)), static_cast<unsigned>(num_tiles_),
                   static_cast<unsigned>(params.batch_size));
-  Check(cudaLaunchKernel(instance_.function, grid, dim3(static_cast<unsigned>(instance_.threads)), arguments,
-                         static_cast<size_t>(instance_.shared_bytes), stream),
-        "the launch was refused");
+  kOp.Check(cudaLaunchKernel(instance_.function, grid, dim3(static_cast<unsigned>(instance_.threads)), arguments,
+                             static_cast<size_t>(instance_.shared_bytes), stream),
+            "the launch was refused");
 }
 
 }  // namespace kvrazor::cuda

@@ -7,64 +7,42 @@
 #include <cmath>
 #include <numbers>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/packed_page.h"
+#include "src/backends/cuda/plan_op.h"
 #include "src/backends/cuda/prefill_params.h"
 
 namespace kvrazor::cuda {
 namespace {
 
-constexpr int kMaxBatch = 1024;
-constexpr int kMaxGqa = 16;
 constexpr int kMaxNewTokens = 1 << 20;
 constexpr int kMaxDequantizeJobs = 65535;  // of a launch
 constexpr int64_t kAlignment = 256;        // of a part of the workspace
 constexpr int kPartialsPerSm = 4;          // shares of tiles that there is room for
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda prefill: " + why); }
-
-void Check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
-}
-
-std::string Text(int64_t x) { return std::to_string(x); }
+constexpr PlanOp kOp{"prefill"};
 
 int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 const PrefillSpec& Checked(const PrefillSpec& s, const Device& device) {
   const PackedFormat& f = s.format;
   if (device.compute_major != 9) {
-    Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
-           ".x); this build has 9.0. Dequantize the pages and use another attention, or choose the cpu backend.");
+    kOp.Refuse("no kernel for " + device.name + " (compute capability " + Text(device.compute_major) +
+               ".x); this build has 9.0. Dequantize the pages and use another attention, or choose the cpu backend.");
   }
   if (f.head_dim != 64 && f.head_dim != 128 && f.head_dim != 256) {
-    Refuse(
+    kOp.Refuse(
         "head_dim=" + Text(f.head_dim) +
         "; possible are 64, 128 and 256. Dequantize the pages and use another attention, or choose the cpu backend.");
   }
-  if (s.num_qo_heads < 1 || s.num_qo_heads % f.num_kv_heads != 0 || s.num_qo_heads / f.num_kv_heads > kMaxGqa) {
-    Refuse("num_qo_heads=" + Text(s.num_qo_heads) + " with num_kv_heads=" + Text(f.num_kv_heads) +
-           "; possible are 1 to " + Text(kMaxGqa) + " query heads a kv head.");
-  }
-  if (s.max_batch_size < 1 || s.max_batch_size > kMaxBatch) {
-    Refuse("max_batch_size=" + Text(s.max_batch_size) + "; possible are 1 to " + Text(kMaxBatch) +
-           ". Split the batch.");
-  }
+  kOp.CheckAttention(s);
   if (s.max_new_tokens < 1 || s.max_new_tokens > kMaxNewTokens) {
-    Refuse("max_new_tokens=" + Text(s.max_new_tokens) + "; possible are 1 to " + Text(kMaxNewTokens) +
-           ". Take the prompt in smaller chunks.");
+    kOp.Refuse("max_new_tokens=" + Text(s.max_new_tokens) + "; possible are 1 to " + Text(kMaxNewTokens) +
+               ". Take the prompt in smaller chunks.");
   }
-  if (s.max_pages < 1) Refuse("max_pages=" + Text(s.max_pages) + " must be at least 1.");
   if (int64_t{s.max_pages} * kTokens + s.max_new_tokens > INT32_MAX) {
-    Refuse("max_pages=" + Text(s.max_pages) + " is too large: tokens of a sequence are 32-bit numbers.");
+    kOp.Refuse("max_pages=" + Text(s.max_pages) + " is too large: tokens of a sequence are 32-bit numbers.");
   }
-  if (s.workspace_tokens < 0) Refuse("workspace_tokens must not be negative; 0 is room for everything.");
-  if (s.sink_tokens < 0 || s.sink_tokens > kMaxSinkTokens) {
-    Refuse("sink_tokens=" + Text(s.sink_tokens) + "; possible are 0 to " + Text(kMaxSinkTokens) + ".");
-  }
-  if (s.sliding_window < 0) Refuse("sliding_window=" + Text(s.sliding_window) + " must not be negative; 0 is none.");
-  if (!std::isfinite(s.softcap) || s.softcap < 0) Refuse("softcap must be finite and not negative; 0 is none.");
-  if (!std::isfinite(s.softmax_scale) || !(s.softmax_scale > 0)) Refuse("softmax_scale must be positive and finite.");
+  if (s.workspace_tokens < 0) kOp.Refuse("workspace_tokens must not be negative; 0 is room for everything.");
   return s;
 }
 
@@ -77,9 +55,10 @@ EncodeTiled FindEncodeTiled() {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult result{};
   constexpr unsigned kSinceCuda = 12000;
-  Check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSinceCuda, cudaEnableDefault, &result),
-        "tensor maps");
-  if (result != cudaDriverEntryPointSuccess) Refuse("the driver has no tensor maps; CUDA 12.0 or later is needed.");
+  kOp.Check(
+      cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, kSinceCuda, cudaEnableDefault, &result),
+      "tensor maps");
+  if (result != cudaDriverEntryPointSuccess) kOp.Refuse("the driver has no tensor maps; CUDA 12.0 or later is needed.");
   return reinterpret_cast<EncodeTiled>(function);
 }
 
@@ -95,13 +74,13 @@ CUtensorMap MapRows(const void* rows, int head_dim, int64_t tokens, int heads) {
   const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 3, const_cast<void*>(rows), size, stride_bytes,
                                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) Refuse("the driver refused a tensor map (" + Text(result) + ").");
+  if (result != CUDA_SUCCESS) kOp.Refuse("the driver refused a tensor map (" + Text(result) + ").");
   return map;
 }
 
 int64_t Stride(int64_t asked, int64_t contiguous, const char* name) {
   if (asked % 8 != 0 || (asked != 0 && asked < contiguous))
-    Refuse(std::string(name) + " must be a multiple of 8 values and at least " + Text(contiguous) + ".");
+    kOp.Refuse(std::string(name) + " must be a multiple of 8 values and at least " + Text(contiguous) + ".");
   return asked ? asked : contiguous;
 }
 
@@ -115,8 +94,8 @@ PrefillPlan::PrefillPlan(const PrefillSpec& spec, const Device& device)
       special_(spec.softcap > 0 || spec.masked) {
   // Rows of the workspace and CTAs of the grid are 32-bit numbers.
   if (workspace_pages() * kTokens > INT32_MAX || max_tiles() * spec.format.num_kv_heads > INT32_MAX) {
-    Refuse("a workspace of " + Text(workspace_pages() * kTokens) + " tokens and " + Text(max_tiles()) +
-           " tiles of query rows are too many for one run. Split the batch.");
+    kOp.Refuse("a workspace of " + Text(workspace_pages() * kTokens) + " tokens and " + Text(max_tiles()) +
+               " tiles of query rows are too many for one run. Split the batch.");
   }
 }
 
@@ -164,26 +143,26 @@ std::string PrefillPlan::Explain() const {
          " multiprocessors evenly, their tokens are shared among CTAs";
 }
 
-void PrefillPlan::Init() const { Check(InitPrefillAttend(), "shared memory"); }
+void PrefillPlan::Init() const { kOp.Check(InitPrefillAttend(), "shared memory"); }
 
 void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
   const PackedFormat& f = spec_.format;
   if (a.batch_size < 0 || a.batch_size > spec_.max_batch_size) {
-    Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
+    kOp.Refuse("batch_size=" + Text(a.batch_size) + "; this plan has room for " + Text(spec_.max_batch_size) + ".");
   }
   if (a.batch_size == 0) return;
   if (!a.page_table || !a.kv_len || !a.new_begin || !a.q || !a.out || !a.workspace) {
-    Refuse("page_table, kv_len, new_begin, q, out and workspace must not be null.");
+    kOp.Refuse("page_table, kv_len, new_begin, q, out and workspace must not be null.");
   }
   if (spec_.new_rows_in_pages ? a.k || a.v : !a.k || !a.v) {
-    Refuse(spec_.new_rows_in_pages ? "k and v must be null: the plan has new_rows_in_pages."
-                                   : "k and v must not be null; or plan with new_rows_in_pages.");
+    kOp.Refuse(spec_.new_rows_in_pages ? "k and v must be null: the plan has new_rows_in_pages."
+                                       : "k and v must not be null; or plan with new_rows_in_pages.");
   }
   if (spec_.sink_tokens > 0 && !a.sink_rows)
-    Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
-  if (spec_.learned_sinks && !a.sink_logits) Refuse("sink_logits is null, but the plan has learned_sinks.");
+    kOp.Refuse("sink_rows is null, but the plan has sink_tokens=" + Text(spec_.sink_tokens) + ".");
+  if (spec_.learned_sinks && !a.sink_logits) kOp.Refuse("sink_logits is null, but the plan has learned_sinks.");
   if (spec_.masked && (!a.mask || a.mask_stride < 8 || a.mask_stride % 8 != 0)) {
-    Refuse("the plan is masked: mask must not be null and mask_stride a multiple of 8 values.");
+    kOp.Refuse("the plan is masked: mask must not be null and mask_stride a multiple of 8 values.");
   }
   const int64_t qo_row = int64_t{spec_.num_qo_heads} * f.head_dim, kv_row = int64_t{f.num_kv_heads} * f.head_dim;
   const int64_t q_stride = Stride(a.q_stride, qo_row, "q_stride");
@@ -193,10 +172,10 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
        {static_cast<const void*>(a.packed_pages), static_cast<const void*>(a.row_pages),
         static_cast<const void*>(a.sink_rows), static_cast<const void*>(a.q), static_cast<const void*>(a.k),
         static_cast<const void*>(a.v), static_cast<const void*>(a.out), static_cast<const void*>(a.mask)}) {
-    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse("arrays must be 16-byte aligned.");
+    if (reinterpret_cast<uintptr_t>(p) % 16 != 0) kOp.Refuse("arrays must be 16-byte aligned.");
   }
   if (reinterpret_cast<uintptr_t>(a.workspace) % kAlignment != 0)
-    Refuse("the workspace must be " + Text(kAlignment) + "-byte aligned.");
+    kOp.Refuse("the workspace must be " + Text(kAlignment) + "-byte aligned.");
 
   const Parts parts = MakeParts();
   auto* at = static_cast<std::byte*>(a.workspace);
@@ -250,7 +229,7 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
   params.scale_log2 = spec_.softmax_scale * std::numbers::log2e_v<float>;
   params.softcap_log2 = spec_.softcap * std::numbers::log2e_v<float>;
 
-  Check(LaunchPrefillSchedule(params, stream), "the schedule was refused");
+  kOp.Check(LaunchPrefillSchedule(params, stream), "the schedule was refused");
   for (int64_t first = 0; a.packed_pages && first < pages; first += kMaxDequantizeJobs) {
     dequantize_.Run({.packed_pages = a.packed_pages,
                      .sink_rows = a.sink_rows,
@@ -262,9 +241,9 @@ void PrefillPlan::Run(const PrefillArrays& a, cudaStream_t stream) const {
                      .num_jobs = static_cast<int>(std::min<int64_t>(kMaxDequantizeJobs, pages - first))},
                     stream);
   }
-  if (spec_.masked) Check(LaunchPrefillVisible(params, stream), "the mask kernel was refused");
-  Check(LaunchPrefillRows(params, f.head_dim, stream), "the rows kernel was refused");
-  Check(LaunchPrefillAttend(params, f.head_dim, special_, stream), "the attention was refused");
+  if (spec_.masked) kOp.Check(LaunchPrefillVisible(params, stream), "the mask kernel was refused");
+  kOp.Check(LaunchPrefillRows(params, f.head_dim, stream), "the rows kernel was refused");
+  kOp.Check(LaunchPrefillAttend(params, f.head_dim, special_, stream), "the attention was refused");
 }
 
 }  // namespace kvrazor::cuda

@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "kvrazor/error.h"
 #include "src/backends/cuda/plain_instance.h"
 #include "src/backends/cuda/plain_page.h"
+#include "src/backends/cuda/plan_op.h"
 #include "src/backends/cuda/seal_params.h"
 
 namespace kvrazor::cuda {
@@ -16,12 +16,7 @@ constexpr int kMaxJobs = 65535;  // of a grid's y, with room for the blocks that
 constexpr int kMaxStoreBlocks = 32768;
 constexpr int kMaxHeads = 16384;  // of a grid's x, four CTAs each
 
-[[noreturn]] void Refuse(const std::string& why) { throw Error("cuda seal: " + why); }
-std::string Text(int64_t x) { return std::to_string(x); }
-
-void Check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) Refuse(std::string(what) + ": " + cudaGetErrorString(error));
-}
+constexpr PlanOp kOp{"seal"};
 
 /// Of one storing block of an append.
 int TokensPerBlock(const SealInstance& instance) {
@@ -36,8 +31,8 @@ SealInstance FindPlain(const PackedFormat& f) {
     if (i.head_dim == f.head_dim) return {f.form(), variant, variant, i.dequantize.function, i.dequantize.threads};
     built += (built.empty() ? "" : ", ") + Text(i.head_dim);
   }
-  Refuse("no kernel for " + FormatText(f) + " at head_dim=" + Text(f.head_dim) + "; this build has head_dim " + built +
-         ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
+  kOp.Refuse("no kernel for " + FormatText(f) + " at head_dim=" + Text(f.head_dim) + "; this build has head_dim " +
+             built + ". Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS.");
 }
 
 SealInstance FindInstance(const PackedFormat& f) {
@@ -50,21 +45,21 @@ SealInstance FindInstance(const PackedFormat& f) {
     other.head_dim = form.head_dim;
     if (other == form) built += (built.empty() ? "" : ", ") + Text(i.form.head_dim);
   }
-  Refuse("no kernel for " + PageFormText(form) + " at head_dim=" + Text(form.head_dim) + "; this build has head_dim " +
-         (built.empty() ? "none" : built) +
-         " for them. Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS and -DKVRAZOR_CUDA_FORMS.");
+  kOp.Refuse("no kernel for " + PageFormText(form) + " at head_dim=" + Text(form.head_dim) +
+             "; this build has head_dim " + (built.empty() ? "none" : built) +
+             " for them. Rebuild with -DKVRAZOR_CUDA_HEAD_DIMS and -DKVRAZOR_CUDA_FORMS.");
 }
 
 /// A multiple of 8 values that does not make rows overlap.
 int64_t StrideBytes(const char* name, int64_t values, int64_t contiguous) {
   if (values == 0) return contiguous * 2;
   if (values < 0 || values % 8 != 0)
-    Refuse(std::string(name) + "=" + Text(values) + "; possible are positive multiples of 8 values.");
+    kOp.Refuse(std::string(name) + "=" + Text(values) + "; possible are positive multiples of 8 values.");
   return values * 2;
 }
 
 void CheckAligned(const void* p, const char* name) {
-  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) Refuse(std::string(name) + " must be 16-byte aligned.");
+  if (reinterpret_cast<uintptr_t>(p) % 16 != 0) kOp.Refuse(std::string(name) + " must be 16-byte aligned.");
 }
 
 }  // namespace
@@ -73,25 +68,25 @@ SealPlan::SealPlan(const SealSpec& spec, const Device& device) : spec_(spec), de
   const PackedFormat& f = spec.format;
   CheckDevice("seal", f, device);
   if (spec.max_jobs < 0 || spec.max_jobs + kMaxStoreBlocks > kMaxJobs) {
-    Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to " + Text(kMaxJobs - kMaxStoreBlocks) +
-           ". Seal in several runs.");
+    kOp.Refuse("max_jobs=" + Text(spec.max_jobs) + "; possible are 0 to " + Text(kMaxJobs - kMaxStoreBlocks) +
+               ". Seal in several runs.");
   }
   if (f.num_kv_heads < 1 || f.num_kv_heads > kMaxHeads)
-    Refuse("num_kv_heads=" + Text(f.num_kv_heads) + " is out of range.");
+    kOp.Refuse("num_kv_heads=" + Text(f.num_kv_heads) + " is out of range.");
   instance_ = FindInstance(f);
   if (spec.max_tokens < 0 || spec.max_tokens > kMaxStoreBlocks * TokensPerBlock(instance_)) {
-    Refuse("max_tokens=" + Text(spec.max_tokens) + "; possible are 0 to " +
-           Text(kMaxStoreBlocks * TokensPerBlock(instance_)) + ". Append in several runs.");
+    kOp.Refuse("max_tokens=" + Text(spec.max_tokens) + "; possible are 0 to " +
+               Text(kMaxStoreBlocks * TokensPerBlock(instance_)) + ". Append in several runs.");
   }
   if (f.kind == PageKind::kRazor && f.layer.v.recipe.group_size != 0 && f.layer.v.recipe.group_size != 32) {
-    Refuse(
+    kOp.Refuse(
         "razor values in groups of " + Text(f.layer.v.recipe.group_size) +
         " tokens; possible in packed pages are 32 or the whole page. Keep plain pages, or seal with the cpu backend.");
   }
   const int shared_bytes = std::max(instance_.many_pages.shared_bytes, instance_.few_pages.shared_bytes);
   if (shared_bytes > device.shared_bytes) {
-    Refuse("the kernel needs " + Text(shared_bytes) + " bytes of shared memory, " + device.name + " has " +
-           Text(device.shared_bytes) + ". Choose the cpu backend.");
+    kOp.Refuse("the kernel needs " + Text(shared_bytes) + " bytes of shared memory, " + device.name + " has " +
+               Text(device.shared_bytes) + ". Choose the cpu backend.");
   }
   token_scale_ = f.kind == PageKind::kAffine && f.layer.k.recipe.token_scale == TokenScale::kAllHeads;
   cluster_ = token_scale_ && f.num_kv_heads <= kMaxClusterHeads;
@@ -120,8 +115,8 @@ std::string SealPlan::Explain() const {
 
 void SealPlan::Init() const {
   for (const SealVariant& variant : {instance_.many_pages, instance_.few_pages}) {
-    Check(cudaFuncSetAttribute(variant.function, cudaFuncAttributeMaxDynamicSharedMemorySize, variant.shared_bytes),
-          "shared memory");
+    kOp.Check(cudaFuncSetAttribute(variant.function, cudaFuncAttributeMaxDynamicSharedMemorySize, variant.shared_bytes),
+              "shared memory");
   }
 }
 
@@ -135,12 +130,12 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
   const PackedFormat& f = spec_.format;
   const int64_t row = int64_t{f.num_kv_heads} * f.head_dim;
   if (a.num_jobs < 0 || a.num_jobs > spec_.max_jobs) {
-    Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
+    kOp.Refuse("num_jobs=" + Text(a.num_jobs) + "; this plan has room for " + Text(spec_.max_jobs) + ".");
   }
   if (a.num_jobs > 0) {
-    if (!a.jobs || !a.packed_pages) Refuse("jobs and packed_pages must not be null.");
-    if ((!a.k || !a.v) && !a.row_pages) Refuse("there are no rows: pass k and v, or row_pages.");
-    if (!a.k != !a.v) Refuse("k and v must both be there or both not.");
+    if (!a.jobs || !a.packed_pages) kOp.Refuse("jobs and packed_pages must not be null.");
+    if ((!a.k || !a.v) && !a.row_pages) kOp.Refuse("there are no rows: pass k and v, or row_pages.");
+    if (!a.k != !a.v) kOp.Refuse("k and v must both be there or both not.");
   }
   SealParams p{};
   p.rows = {.k = reinterpret_cast<const uint8_t*>(a.k),
@@ -155,12 +150,12 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
   }
   if (t && t->num_tokens != 0) {
     if (t->num_tokens < 0 || t->num_tokens > spec_.max_tokens) {
-      Refuse("num_tokens=" + Text(t->num_tokens) + "; this plan has room for " + Text(spec_.max_tokens) + ".");
+      kOp.Refuse("num_tokens=" + Text(t->num_tokens) + "; this plan has room for " + Text(spec_.max_tokens) + ".");
     }
     if (!t->k || !t->v || !t->slots || !t->row_pages)
-      Refuse("k, v, slots and row_pages of the new tokens must not be null.");
+      kOp.Refuse("k, v, slots and row_pages of the new tokens must not be null.");
     if (t->num_row_pages < 1 || t->num_row_pages > INT32_MAX / kPageTokens)
-      Refuse("num_row_pages=" + Text(t->num_row_pages) + " is out of range.");
+      kOp.Refuse("num_row_pages=" + Text(t->num_row_pages) + " is out of range.");
     CheckAligned(t->k, "k of the new tokens");
     CheckAligned(t->v, "v of the new tokens");
     CheckAligned(t->row_pages, "row_pages");
@@ -197,10 +192,10 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
     const PlainPage page = MakePlainPage(f);
     const void* plain_arguments[] = {&p, &page};
     const dim3 grid(static_cast<unsigned>(f.num_kv_heads), static_cast<unsigned>(p.store.num_blocks + a.num_jobs), 2);
-    Check(cudaLaunchKernel(
-              instance_.many_pages.function, grid, dim3(static_cast<unsigned>(instance_.many_pages.threads)),
-              const_cast<void**>(plain_arguments), static_cast<size_t>(instance_.many_pages.shared_bytes), stream),
-          "the launch was refused");
+    kOp.Check(cudaLaunchKernel(
+                  instance_.many_pages.function, grid, dim3(static_cast<unsigned>(instance_.many_pages.threads)),
+                  const_cast<void**>(plain_arguments), static_cast<size_t>(instance_.many_pages.shared_bytes), stream),
+              "the launch was refused");
     return;
   }
   const SealVariant& variant = t ? instance_.few_pages : instance_.many_pages;
@@ -230,14 +225,14 @@ void SealPlan::Launch(const AppendArrays* t, const SealArrays& a, cudaStream_t s
     config.gridDim = dim3(heads, 1, 1);
     int clusters = 0;
     if (cluster_) {
-      Check(cudaOccupancyMaxActiveClusters(&clusters, variant.function, &config), "the device's room for clusters");
+      kOp.Check(cudaOccupancyMaxActiveClusters(&clusters, variant.function, &config), "the device's room for clusters");
       resident = static_cast<unsigned>(std::max(1, clusters));
     }
     const bool both = 2 * jobs <= resident;
     config.gridDim = dim3(heads, both ? jobs : std::min(jobs, resident), both ? 2 : 1);
   }
   void* arguments[] = {&p};
-  Check(cudaLaunchKernelExC(&config, variant.function, arguments), "the launch was refused");
+  kOp.Check(cudaLaunchKernelExC(&config, variant.function, arguments), "the launch was refused");
 }
 
 }  // namespace kvrazor::cuda
