@@ -1,49 +1,17 @@
 #include "tests/backends/cuda/attend_case.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 
-#include "reference/backend.h"
-#include "reference/dequantize.h"
 #include "src/core/half.h"
 
 namespace kvrazor::cuda {
-namespace {
-
-constexpr int kDistinctPages = 5;  // tables point to these in any order; sealing is slow in the reference
-constexpr f16_bits kNaN = 0x7e00;
-constexpr f16_bits kMinusInfinity = 0xfc00;
-constexpr int kSinkCapacity = 16;
-
-f16_bits Bf16FromF32(float x) {
-  const uint32_t bits = std::bit_cast<uint32_t>(x);
-  return static_cast<f16_bits>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-}  // namespace
 
 AttendCase::AttendCase(const CaseShape& shape)
-    : shape_(shape), recipe_(ParseRecipe(shape.recipe)), random_(shape.seed) {
-  const HeadShape heads{shape.num_kv_heads, shape.head_dim};
-  format_ =
-      MakePackedFormat({MakePageLayout(recipe_.k, Side::kKey, heads), MakePageLayout(recipe_.v, Side::kValue, heads)},
-                       shape.compute_major);
-  for (int i = 0; i < kDistinctPages; ++i) AddPackedPage();
-  for (int i = 0; i < kDistinctPages; ++i) AddRowPage(kPageTokens);
-  for (int b = 0; b < batch_size(); ++b) {
-    const auto k = RandomRows(recipe_.sink_tokens, shape_.key_size, 1);
-    const auto v = RandomRows(recipe_.sink_tokens, 0.3f, 0);
-    std::vector<std::byte> packed(static_cast<size_t>(format_.sink_bytes()),
-                                  std::byte{0x7e});  // NaN (0x7e7e) behind the sinks
-    PackRows(format_, kSinkCapacity, recipe_.sink_tokens, k.data(), v.data(), packed.data());
-    sink_rows_.insert(sink_rows_.end(), packed.begin(), packed.end());
-    Values values;
-    for (const f16_bits x : k) values.k.push_back(F32FromF16(x));
-    for (const f16_bits x : v) values.v.push_back(F32FromF16(x));
-    sink_values_.push_back(std::move(values));
-  }
+    : RandomPages(shape.recipe, {shape.num_kv_heads, shape.head_dim}, shape.key_size, shape.compute_major, shape.seed),
+      shape_(shape) {
+  for (int b = 0; b < batch_size(); ++b) AddSinks();
   std::normal_distribution<float> normal;
   q_.resize(static_cast<size_t>(batch_size()) * shape.qo_len * num_qo_heads() * shape.head_dim);
   for (f16_bits& x : q_) x = shape.bf16 ? Bf16FromF32(normal(random_)) : F16FromF32(normal(random_));
@@ -54,9 +22,7 @@ AttendCase::AttendCase(const CaseShape& shape)
   if (shape.masked) MakeMask();
 }
 
-double AttendCase::Value(f16_bits x) const {
-  return shape_.bf16 ? std::bit_cast<float>(static_cast<uint32_t>(x) << 16) : F32FromF16(x);
-}
+double AttendCase::Value(f16_bits x) const { return ValueOf(x, shape_.bf16); }
 
 void AttendCase::MakeMask() {
   std::uniform_real_distribution<float> uniform;
@@ -77,61 +43,6 @@ void AttendCase::MakeMask() {
 bool AttendCase::Sees(int sequence, int new_token, int token) const {
   const int end = shape_.kv_len[sequence] - (shape_.masked ? 0 : shape_.qo_len - 1 - new_token);
   return token < end && (shape_.sliding_window == 0 || token >= end - shape_.sliding_window);
-}
-
-std::vector<f16_bits> AttendCase::RandomRows(int num_tokens, float size, float offset) {
-  std::normal_distribution<float> normal;
-  std::vector<f16_bits> rows(static_cast<size_t>(num_tokens) * shape_.num_kv_heads * shape_.head_dim);
-  size_t i = 0;
-  for (int t = 0; t < num_tokens; ++t) {
-    for (int h = 0; h < shape_.num_kv_heads; ++h) {
-      const float token_size =
-          size * std::exp(0.5f * normal(random_));  // norms of tokens differ by an order of magnitude
-      for (int c = 0; c < shape_.head_dim; ++c)
-        rows[i++] = F16FromF32(token_size * normal(random_) + offset * static_cast<float>(c % 5 - 2));
-    }
-  }
-  return rows;
-}
-
-void AttendCase::AddPackedPage() {
-  const auto read = [&](const PageLayout& layout, const std::vector<f16_bits>& rows, std::vector<std::byte>& page,
-                        std::vector<double>& values) {
-    page.resize(static_cast<size_t>(layout.page_bytes));
-    ReferenceBackend().Seal(layout, rows.data(), {}, nullptr, page.data());
-    PageSide side;
-    side.sealed = page.data();
-    for (int t = 0; t < kPageTokens; ++t) {
-      for (int h = 0; h < shape_.num_kv_heads; ++h) {
-        for (const auto& x : reference::DequantizeHead(layout, side, t, h)) values.push_back(x.value);
-      }
-    }
-  };
-  Values values;
-  std::vector<std::byte> k, v;
-  read(format_.layer.k, RandomRows(kPageTokens, shape_.key_size, 1), k, values.k);
-  read(format_.layer.v, RandomRows(kPageTokens, 1, 0.2f), v, values.v);
-  packed_values_.push_back(std::move(values));
-  std::vector<std::byte> packed(static_cast<size_t>(format_.page_bytes()));
-  PackPage(format_, k.data(), v.data(), packed.data());
-  packed_pages_.insert(packed_pages_.end(), packed.begin(), packed.end());
-}
-
-int AttendCase::AddRowPage(int num_tokens) {
-  const auto k = RandomRows(num_tokens, shape_.key_size, 1);
-  const auto v = RandomRows(num_tokens, 1, 0.2f);
-  std::vector<std::byte> packed(static_cast<size_t>(format_.row_page_bytes()));
-  for (size_t i = 0; i < packed.size(); i += 2) {
-    packed[i] = std::byte{kNaN & 0xff};
-    packed[i + 1] = std::byte{kNaN >> 8};
-  }
-  PackRows(format_, kPageTokens, num_tokens, k.data(), v.data(), packed.data());
-  row_pages_.insert(row_pages_.end(), packed.begin(), packed.end());
-  Values values;
-  for (const f16_bits x : k) values.k.push_back(F32FromF16(x));
-  for (const f16_bits x : v) values.v.push_back(F32FromF16(x));
-  row_values_.push_back(std::move(values));
-  return static_cast<int>(row_values_.size()) - 1;
 }
 
 void AttendCase::MakeTables(uint32_t seed) {

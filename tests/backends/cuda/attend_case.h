@@ -3,13 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "src/backends/cuda/attend.h"
 #include "tests/backends/cuda/device_buffer.h"
+#include "tests/backends/cuda/random_pages.h"
 
 namespace kvrazor::cuda {
 
@@ -39,7 +38,7 @@ struct Expected {
   std::vector<double> lse;  ///< [batch][qo_len][num_qo_heads]
 };
 
-class AttendCase {
+class AttendCase : RandomPages {
  public:
   explicit AttendCase(const CaseShape& shape);
 
@@ -71,27 +70,14 @@ class AttendCase {
   double Value(f16_bits x) const;
 
  private:
-  /// One page as read back in float64: [128][num_kv_heads][head_dim].
-  struct Values {
-    std::vector<double> k, v;
-  };
-  void AddPackedPage();
-  int AddRowPage(int num_tokens);
   void MakeTables(uint32_t seed);
   void MakeMask();
   void AppendRow(int sequence, int new_token, int head, Expected& want) const;
   bool Sees(int sequence, int new_token, int token) const;
   int64_t mask_stride() const { return int64_t{max_pages_} * kPageTokens; }
-  std::vector<f16_bits> RandomRows(int num_tokens, float size, float offset);
-  int64_t Row(int token, int head) const { return (int64_t{token} * shape_.num_kv_heads + head) * shape_.head_dim; }
 
   CaseShape shape_;
-  Recipe recipe_;
-  PackedFormat format_;
-  std::mt19937 random_;
   int max_pages_ = 0;
-  std::vector<std::byte> packed_pages_, row_pages_, sink_rows_;
-  std::vector<Values> packed_values_, row_values_, sink_values_;
   std::vector<int32_t> page_table_, row_start_;
   std::vector<f16_bits> q_, mask_;
   std::vector<float> sink_logits_;

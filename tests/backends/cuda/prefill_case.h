@@ -3,12 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "src/backends/cuda/prefill.h"
 #include "tests/backends/cuda/device_buffer.h"
+#include "tests/backends/cuda/random_pages.h"
 
 namespace kvrazor::cuda {
 
@@ -44,7 +44,7 @@ struct PrefillExpected {
   std::vector<double> rounding;
 };
 
-class PrefillCase {
+class PrefillCase : RandomPages {
  public:
   static constexpr int kGuardRows = 3;  // of out and lse behind the last new token
 
@@ -80,32 +80,18 @@ class PrefillCase {
   double Value(f16_bits x) const;
 
  private:
-  /// Rows as read back in float64: [tokens][num_kv_heads][head_dim].
-  struct Values {
-    std::vector<double> k, v;
-  };
-  void AddPackedPage();
-  int AddRowPage(int num_tokens);
-  void AddSinks();
   void MakeTables(uint32_t seed);
   void MakeMask();
-  std::vector<f16_bits> RandomRows(int num_tokens, float size, float offset);
   std::vector<f16_bits> ModelRows(int num_tokens, int num_heads, float size, float offset);
   /// Keys transposed [head_dim][total] and values [total][head_dim] of a sequence and head.
   Values SequenceRows(int sequence, int head) const;
   void AppendRow(int sequence, int new_token, int head, const Values& rows, PrefillExpected& want) const;
   int Total(int sequence) const;
-  int64_t Row(int token, int head) const { return (int64_t{token} * shape_.num_kv_heads + head) * shape_.head_dim; }
   int64_t kv_stride() const { return int64_t{shape_.num_kv_heads} * shape_.head_dim + shape_.padding; }
 
   PrefillShape shape_;
-  Recipe recipe_;
-  PackedFormat format_;
-  std::mt19937 random_;
   int max_pages_ = 0;
   int64_t mask_stride_ = 0;
-  std::vector<std::byte> packed_pages_, row_pages_, sink_rows_;
-  std::vector<Values> packed_values_, row_values_, sink_values_;
   std::vector<int32_t> page_table_, new_begin_;
   std::vector<f16_bits> q_, k_, v_, mask_;
   std::vector<float> sink_logits_;
